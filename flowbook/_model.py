@@ -1,0 +1,44 @@
+"""What the package asks of a model, in one place: how it is called, what a call costs, and its evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Velocity = Callable[..., Tensor]
+"""Any callable ``v(x, t, y=None)`` that returns a tensor like ``x``."""
+
+
+def call(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None) -> Tensor:
+    """``velocity(x, t, y)``; without labels the third argument is left out, so ``lambda x, t: ...`` is a velocity."""
+    return velocity(x, t) if y is None else velocity(x, t, y)
+
+
+def model_calls(velocity: Velocity) -> int:
+    """How often the underlying network runs in one call: 1, or what the velocity says in ``model_calls``."""
+    return int(getattr(velocity, "model_calls", 1))
+
+
+@contextmanager
+def evaluating(velocity: Velocity) -> Iterator[None]:
+    """Put every module of the velocity in eval mode and give each its own mode back afterwards."""
+    if not isinstance(velocity, nn.Module) or torch.compiler.is_compiling():
+        yield
+        return
+    training = [module for module in velocity.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def null_label_of(velocity: Velocity) -> int | None:
+    """The label that means "none" for a class-conditional model, also behind a wrapper of torch's; None if unknown."""
+    inner = getattr(velocity, "module", velocity)  # DistributedDataParallel keeps the model there
+    return getattr(inner, "null_label", None)

@@ -1,0 +1,99 @@
+"""Checks of arguments at the public entry points.
+
+Each check names the argument, what came and what was expected. Types and shapes are always looked at: that costs
+nothing. Values are looked at only where it is free to do so: on the CPU, in eager mode, outside ``vmap`` and
+``torch.compile`` (reading a value from a GPU would make the host wait for it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TIME_SLACK = 1e-6
+"""Times may leave [0, 1] by this much, for rounding."""
+
+
+def values_are_readable(x: Tensor) -> bool:
+    """True where looking at the values of ``x`` costs no synchronisation and breaks no graph."""
+    if torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def one_of(name: str, value: Any, options: Sequence[Any]) -> None:
+    if value not in options:
+        listed = ", ".join(repr(option) for option in options)
+        raise ValueError(f"{name}: expected one of {listed}; got {value!r}")
+
+
+def float_tensor(name: str, x: Any, *, min_dim: int = 0, finite: bool = False) -> None:
+    """``x`` is a floating-point tensor with at least ``min_dim`` dimensions (and, if asked, without NaN or infinity)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor; got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor; got dtype {x.dtype}")
+    if x.dim() < min_dim:
+        raise ValueError(f"{name}: expected at least {min_dim} dimensions (batch first); got shape {tuple(x.shape)}")
+    if finite and not torch.compiler.is_compiling() and not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).sum())
+        raise ValueError(f"{name}: expected finite numbers; got {bad} NaN or infinite of {x.numel()}")
+
+
+def same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.shape != other.shape:
+        raise ValueError(f"{name}: expected the shape of {other_name}, {tuple(other.shape)}; got {tuple(x.shape)}")
+
+
+def time(name: str, t: Any, batch: int | None = None) -> None:
+    """``t`` is a number or a float tensor, 0-d or of shape ``(batch,)``, within [0, 1]."""
+    if isinstance(t, Tensor):
+        if not t.is_floating_point():
+            raise TypeError(f"{name}: expected a float time in [0, 1]; got a tensor of dtype {t.dtype}")
+        if t.dim() > 1 or (t.dim() == 1 and batch is not None and t.shape[0] != batch):
+            wanted = "()" if batch is None else f"() or ({batch},)"
+            raise ValueError(f"{name}: expected a scalar or one time per sample, shape {wanted}; got {tuple(t.shape)}")
+        if not values_are_readable(t) or t.numel() == 0:
+            return
+        low, high = (float(v) for v in t.detach().aminmax())
+    elif isinstance(t, (int, float)) and not isinstance(t, bool):
+        low = high = float(t)
+    else:
+        raise TypeError(f"{name}: expected a float or a tensor in [0, 1]; got {type(t).__name__}")
+    if not (low >= -TIME_SLACK and high <= 1 + TIME_SLACK):
+        raise ValueError(f"{name}: expected times in [0, 1] (0 is noise, 1 is data); got {low:g} to {high:g}")
+
+
+def labels(name: str, y: Any, batch: int, classes: int | None = None) -> None:
+    """``y`` is an integer tensor ``(batch,)`` of labels below ``classes``."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{name}: expected an integer tensor of labels; got {type(y).__name__}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"{name}: expected integer labels; got dtype {y.dtype}")
+    if y.shape != (batch,):
+        raise ValueError(f"{name}: expected one label per sample, shape ({batch},); got {tuple(y.shape)}")
+    if classes is not None and y.numel() and values_are_readable(y):
+        low, high = (int(v) for v in y.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"{name}: expected labels from 0 to {classes - 1}; got {low} to {high}")
+
+
+def positive_int(name: str, value: Any, *, at_least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer of at least {at_least}; got {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name}: expected an integer of at least {at_least}; got {value}")
+
+
+def number(name: str, value: Any, low: float, high: float, *, low_open: bool = False, high_open: bool = False) -> None:
+    """``value`` is a number between ``low`` and ``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number; got {value!r}")
+    above = value > low if low_open else value >= low
+    below = value < high if high_open else value <= high
+    if not (above and below):
+        left, right = "(" if low_open else "[", ")" if high_open else "]"
+        raise ValueError(f"{name}: expected a number in {left}{low:g}, {high:g}{right}; got {value!r}")

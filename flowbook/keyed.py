@@ -1,0 +1,103 @@
+"""Random numbers that belong to a sample, not to a process.
+
+Inside :func:`keyed`, :func:`randn_like` and :func:`rand` draw the numbers of global samples ``first, first + 1, ...`` of
+one training step: they depend on the seed, the step and the sample's place in the global batch alone. One process or
+eight, one large batch or four accumulated ones, each sample meets the same noise and the same time. Outside, the two
+functions are ``torch.randn`` and ``torch.rand`` on torch's own generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+"""Samples that share one generator: a process draws whole blocks and keeps its own rows."""
+
+
+@dataclass
+class _Key:
+    seed: int
+    step: int
+    first: int
+    draws: int = 0
+
+
+_current: _Key | None = None
+
+
+@contextmanager
+def keyed(seed: int, step: int, first: int) -> Iterator[None]:
+    """Key the draws inside to ``seed``, ``step`` and the global index ``first`` of the batch's first sample.
+
+    Example:
+        >>> with keyed(seed=0, step=3, first=0):
+        ...     whole = randn_like(torch.empty(8, 2))
+        >>> with keyed(seed=0, step=3, first=4):
+        ...     half = randn_like(torch.empty(4, 2))
+        >>> torch.equal(whole[4:], half)
+        True
+    """
+    global _current
+    outer, _current = _current, _Key(seed, step, first)
+    try:
+        yield
+    finally:
+        _current = outer
+
+
+def randn_like(x: Tensor) -> Tensor:
+    """Standard normal numbers with the shape, dtype and device of ``x``; rows are samples.
+
+    Example:
+        >>> randn_like(torch.empty(2, 3)).shape
+        torch.Size([2, 3])
+    """
+    return torch.randn_like(x) if _current is None else _draw(torch.randn, x.shape, x)
+
+
+def rand(n: int, like: Tensor) -> Tensor:
+    """Uniform numbers on [0, 1), shape (n,), with the dtype and device of ``like``.
+
+    Example:
+        >>> rand(3, like=torch.empty(0)).shape
+        torch.Size([3])
+    """
+    if _current is None:
+        return torch.rand(n, dtype=like.dtype, device=like.device)
+    return _draw(torch.rand, torch.Size([n]), like)
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers (the finaliser of splitmix64; Steele et al. 2014).
+
+    Example:
+        >>> mix(0, 1) != mix(1, 0)
+        True
+    """
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def _draw(function: Callable[..., Tensor], shape: torch.Size, like: Tensor) -> Tensor:
+    key = _current
+    assert key is not None
+    key.draws += 1
+    generator = torch.Generator(device=like.device)
+    rows, rest = shape[0], shape[1:]
+    blocks = []
+    for block in range(key.first // BLOCK, -(-(key.first + rows) // BLOCK)):
+        generator.manual_seed(mix(key.seed, key.step, key.draws, block))
+        blocks.append(function(BLOCK, *rest, generator=generator, dtype=like.dtype, device=like.device))
+    drawn = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    start = key.first % BLOCK
+    return drawn[start : start + rows]

@@ -1,0 +1,38 @@
+"""Averaged weights: an exponential moving average whose half-life is counted in images."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class AveragedWeights:
+    r"""Keep :math:`\bar w \leftarrow \bar w + (1 - 2^{-B/h})(w - \bar w)`, with B images a step and half-life h.
+
+    Counting in images makes the average the same for every batch size; early on the half-life is ``ramp`` times the
+    images seen, so that the first weights are forgotten (Karras et al. 2022, appendix F).
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> average = AveragedWeights(model, half_life=1000.0, ramp=0.05)
+        >>> average.update(batch_size=10, images=10)
+        >>> torch.allclose(average.model.weight, model.weight)
+        True
+    """
+
+    def __init__(self, model: nn.Module, half_life: float | None, ramp: float):
+        self.half_life, self.ramp = half_life, ramp
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self._live = [p for p in model.state_dict(keep_vars=True).values() if p.is_floating_point()]
+        self._mean = [p for p in self.model.state_dict(keep_vars=True).values() if p.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, batch_size: int, images: int) -> None:
+        """Take in the live weights after a step of ``batch_size`` images, the ``images``-th in all."""
+        if self.half_life is None:
+            weight = 1.0
+        else:
+            weight = 1.0 - 0.5 ** (batch_size / min(self.half_life, images * self.ramp))
+        torch._foreach_lerp_(self._mean, self._live, weight)

@@ -1,0 +1,143 @@
+"""The batches of a run: which samples each step sees, on each process.
+
+A batch is ``x1``, ``(x1, y)`` or ``(x0, x1, y)``. Its content depends on the seed and the step, never on how many
+processes share it: process r of R takes rows ``r B/R`` to ``(r + 1) B/R`` of the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from flowbook import keyed
+from flowbook.batch import Batch, unpack
+
+@runtime_checkable
+class Distribution(Protocol):
+    """Anything that can be drawn from: the 2-D toys, a GaussianMixture."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+class EpochOrder:
+    """The endless sequence of shuffled epochs; ``indices(step)`` is the global batch of a step.
+
+    Example:
+        >>> order = EpochOrder(samples=4, batch_size=2, seed=0)
+        >>> sorted(order.indices(0).tolist() + order.indices(1).tolist())
+        [0, 1, 2, 3]
+    """
+
+    def __init__(self, samples: int, batch_size: int, seed: int):
+        if samples < 1:
+            raise ValueError("data: expected at least one sample; got an empty data set")
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self._epochs: dict[int, Tensor] = {}
+
+    def indices(self, step: int) -> Tensor:
+        position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        first, last = int(position[0]) // self.samples, int(position[-1]) // self.samples
+        self._epochs = {epoch: self._permutation(epoch) for epoch in range(first, last + 1)}
+        if first == last:
+            return self._epochs[first][position - first * self.samples]
+        joined = torch.cat([self._epochs[epoch] for epoch in range(first, last + 1)])
+        return joined[position - first * self.samples]
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch in self._epochs:
+            return self._epochs[epoch]
+        generator = torch.Generator().manual_seed(keyed.mix(self.seed, epoch))
+        return torch.randperm(self.samples, generator=generator)
+
+
+def batches(
+    data: Any, *, batch_size: int, seed: int, first_step: int, last_step: int, share: slice, device: torch.device
+) -> Iterator[Batch]:
+    """This process's rows of the batches of steps ``first_step`` to ``last_step - 1``, on ``device``.
+
+    Args:
+        data: a tensor x1; a tuple (x1, y) or (x0, x1, y); something with ``.sample(n, generator)``; or a Dataset whose
+            items are such tuples.
+        batch_size: samples in a global batch.
+        share: the rows of the global batch that are this process's.
+    """
+    steps = range(first_step, last_step)
+    if isinstance(data, Tensor) or (isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data)):
+        return _from_tensors(data, batch_size, seed, steps, share, device)
+    if isinstance(data, Dataset):
+        return _from_dataset(data, batch_size, seed, steps, share, device)
+    if isinstance(data, Distribution):
+        return _from_distribution(data, batch_size, seed, steps, share, device)
+    raise TypeError(
+        "data: expected a tensor, a tuple of tensors, a torch Dataset or an object with sample(n, generator=...); "
+        f"got {type(data).__name__}"
+    )
+
+
+def _from_tensors(
+    data: Batch, batch_size: int, seed: int, steps: range, share: slice, device: torch.device
+) -> Iterator[Batch]:
+    parts = (data,) if isinstance(data, Tensor) else data
+    if len({len(part) for part in parts}) != 1:
+        raise ValueError(f"data: expected parts of one length; got {[len(part) for part in parts]}")
+    parts = tuple(part.to(device) for part in parts)
+    order = EpochOrder(len(parts[0]), batch_size, seed)
+    for step in steps:
+        index = order.indices(step)[share].to(device)
+        batch = tuple(part[index] for part in parts)
+        yield batch[0] if len(batch) == 1 else batch
+
+
+def _from_distribution(
+    data: Distribution, batch_size: int, seed: int, steps: range, share: slice, device: torch.device
+) -> Iterator[Batch]:
+    generator = torch.Generator()
+    for step in steps:
+        generator.manual_seed(keyed.mix(seed, step))
+        yield data.sample(batch_size, generator=generator)[share].to(device)
+
+
+class _BatchIndices:
+    """A batch sampler for DataLoader: the rows of this process, step after step."""
+
+    def __init__(self, order: EpochOrder, steps: range, share: slice):
+        self.order, self.steps, self.share = order, steps, share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            yield self.order.indices(step)[self.share].tolist()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def _from_dataset(
+    data: Dataset[Any], batch_size: int, seed: int, steps: range, share: slice, device: torch.device
+) -> Iterator[Batch]:
+    order = EpochOrder(len(data), batch_size, seed)  # type: ignore[arg-type]
+    loader: Iterable[Any] = DataLoader(
+        data, batch_sampler=_BatchIndices(order, steps, share), pin_memory=device.type == "cuda"
+    )
+    for batch in loader:
+        parts = [batch] if isinstance(batch, Tensor) else list(batch)
+        moved = tuple(part.to(device, non_blocking=True) for part in parts)
+        yield moved[0] if len(moved) == 1 else moved
+
+
+def with_noise(stream: Iterable[Batch], *, seed: int, first_step: int, first_row: int) -> Iterator[Any]:
+    """Add to each batch the noise that its samples are keyed to: (x0, x1, y), ready for a coupling."""
+    for step, batch in enumerate(stream, start=first_step):
+        x0, x1, y = unpack(batch)
+        if x0 is None:
+            with keyed.keyed(seed, step, first_row):
+                x0 = keyed.randn_like(x1)
+        yield x0, x1, y
+
+
+def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """Apply a function to each tensor of a batch."""
+    return function(batch) if isinstance(batch, Tensor) else tuple(function(part) for part in batch)

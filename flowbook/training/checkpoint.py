@@ -1,0 +1,182 @@
+"""Checkpoints: a folder of safetensors files and one JSON file, complete or absent.
+
+A checkpoint is written under a temporary name and renamed when its last byte is on the disk, so a kill at any moment
+leaves the previous ones as they were. Nothing in it is executed when it is read.
+
+    step_00001000/
+        weights.safetensors     the live weights
+        average.safetensors     the averaged weights: the ones that sample
+        optimizer.safetensors   the optimiser's state
+        state.json              step, settings, the model's class and arguments
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass
+class Checkpoint:
+    """Everything a run needs to go on as if it had never stopped."""
+
+    step: int
+    config: dict[str, Any]
+    model: dict[str, Any] | None  # {"name": ..., "arguments": {...}}; None for a model that does not say
+    recipe: dict[str, Any] | None
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``folder/step_.../`` atomically and return its path."""
+    final = folder / f"step_{checkpoint.step:08d}"
+    temporary = folder / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_file(_contiguous(checkpoint.weights), temporary / "weights.safetensors")
+        save_file(_contiguous(checkpoint.average), temporary / "average.safetensors")
+        save_file(_contiguous(checkpoint.optimizer), temporary / "optimizer.safetensors")
+        state = {name: getattr(checkpoint, name) for name in ("step", "config", "model", "recipe")}
+        state["torch"] = torch.__version__
+        (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        for name in FILES:
+            _flush(temporary / name)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        _flush(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def read(path: Path) -> Checkpoint:
+    """Read one checkpoint folder; a missing or damaged file is an error that names it."""
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"checkpoint: {path} is not a complete checkpoint; missing {', '.join(missing)}")
+    try:
+        state = json.loads((path / "state.json").read_text())
+        return Checkpoint(
+            step=state["step"],
+            config=state["config"],
+            model=state["model"],
+            recipe=state["recipe"],
+            weights=_load_tensors(path / "weights.safetensors"),
+            average=_load_tensors(path / "average.safetensors"),
+            optimizer=_load_tensors(path / "optimizer.safetensors"),
+        )
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"checkpoint: {path / 'state.json'} is damaged or of another program: {error!r}") from error
+
+
+def available(folder: Path) -> list[Path]:
+    """The complete checkpoints below a run's folder, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if all((path / name).is_file() for name in FILES))
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep``, once the newest has been read back."""
+    paths = available(folder)
+    if len(paths) > keep:
+        read(paths[-1])
+        for path in paths[:-keep]:
+            shutil.rmtree(path)
+
+
+def locate(path: str | Path) -> Path:
+    """A checkpoint folder itself, or the newest one of a run's folder."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint: {path} does not exist")
+    if (path / "state.json").is_file():
+        return path
+    for folder in (path, path / "checkpoints"):
+        if paths := available(folder):
+            return paths[-1]
+    raise FileNotFoundError(f"checkpoint: no complete checkpoint in {path}")
+
+
+def load(checkpoint: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The trained velocity of a checkpoint, with its averaged weights, in eval mode.
+
+    Args:
+        checkpoint: the folder of a run, or of one of its checkpoints.
+        model: a module to fill, for models that are not this package's own.
+
+    Raises:
+        FileNotFoundError: when there is none, or a file of it is missing.
+        ValueError: for a damaged file, a model that the checkpoint does not name, or weights that do not fit.
+
+    Example:
+        >>> load("no/such/run")
+        Traceback (most recent call last):
+        FileNotFoundError: checkpoint: no/such/run does not exist
+    """
+    from flowbook import models
+
+    path = locate(checkpoint)
+    stored = read(path)
+    if model is None:
+        if stored.model is None:
+            raise ValueError(f"model: {path} holds a model that flowbook does not build; pass load(..., model=yours)")
+        model = models.build(stored.model["name"], **stored.model["arguments"])
+    try:
+        model.load_state_dict(stored.average)
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint: the weights of {path} do not fit the model: {error}") from error
+    return model.eval()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as flat tensors, ``"<parameter>.<name>"``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+
+
+@torch.no_grad()
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of :func:`optimizer_tensors`."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:  # a fused optimiser walks memory: the moments must lie as the weights do
+            value = torch.empty_like(parameter).copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"checkpoint: {path} is damaged or not a safetensors file: {error}") from error
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,75 @@
+"""What a training run is, in one dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from flowbook import _validate
+
+SCHEDULES = ("cosine", "constant")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of :func:`flowbook.training.fit`. Everything counts global batches, whatever the processes.
+
+    Example:
+        >>> TrainConfig(steps=100, batch_size=32).images
+        3200
+    """
+
+    steps: int = 1000  # optimiser steps
+    batch_size: int = 128  # samples per step, over all processes and accumulated parts
+    accumulate: int = 1  # parts in which a process works through its share of the batch, to save memory
+    learning_rate: float = 1e-3  # Adam's, after the warm-up
+    warmup_steps: int = 0  # linear rise of the learning rate from 0
+    schedule: str = "cosine"  # after the warm-up: "cosine" decay to 0 at the last step, or "constant"
+    weight_decay: float = 0.0  # decoupled (AdamW)
+    beta2: float = 0.999  # decay of Adam's second moment
+    gradient_clip: float | None = None  # largest norm of the gradient; None leaves it alone
+    average_half_life: float | None = 10_000.0  # of the averaged weights, in images; None keeps the live weights
+    average_ramp: float = 0.05  # the half-life is at most this share of the images seen so far
+    precision: str = "auto"  # "auto" is bf16 autocast on a GPU and fp32 on the CPU; or "fp32", "bf16"
+    compile: bool = False  # torch.compile the model
+    device: str = "cpu"  # "cpu", or "auto" for the accelerator if there is one
+    seed: int = 0  # of data order, noise, times and dropout
+    log_every: int = 100  # steps between two lines of the log
+    checkpoint_every: int | None = None  # steps between two checkpoints; None writes only the last
+    keep_checkpoints: int = 2  # older ones are removed once a newer one is in place
+    preview_every: int | None = None  # steps between two grids of samples
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep_checkpoints"):
+            _validate.positive_int(name, getattr(self, name))
+        for name in ("checkpoint_every", "preview_every"):
+            if getattr(self, name) is not None:
+                _validate.positive_int(name, getattr(self, name))
+        _validate.positive_int("warmup_steps", self.warmup_steps, at_least=0)
+        _validate.positive_int("seed", self.seed, at_least=0)
+        _validate.number("learning_rate", self.learning_rate, 0, float("inf"), low_open=True, high_open=True)
+        _validate.number("weight_decay", self.weight_decay, 0, float("inf"), high_open=True)
+        _validate.number("beta2", self.beta2, 0, 1, high_open=True)
+        _validate.number("average_ramp", self.average_ramp, 0, float("inf"), low_open=True)
+        for name in ("gradient_clip", "average_half_life"):
+            if getattr(self, name) is not None:
+                _validate.number(name, getattr(self, name), 0, float("inf"), low_open=True, high_open=True)
+        _validate.one_of("schedule", self.schedule, SCHEDULES)
+        _validate.one_of("precision", self.precision, PRECISIONS)
+        _validate.one_of("device", self.device, ("cpu", "auto"))
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size: expected a multiple of accumulate = {self.accumulate}; got {self.batch_size}")
+
+    @property
+    def images(self) -> int:
+        """Samples that the whole run sees."""
+        return self.steps * self.batch_size
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+# What may differ between a run and its continuation without changing a single weight.
+NOT_PART_OF_THE_RESULT = {"log_every", "checkpoint_every", "keep_checkpoints", "preview_every"}

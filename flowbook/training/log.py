@@ -1,0 +1,52 @@
+"""The log of a run: one JSON object a line, the same numbers for TensorBoard, and grids of samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+class RunLog:
+    """Write ``log.jsonl``, ``tensorboard/`` and ``previews/`` below a run's folder.
+
+    Lines after ``first_step`` are those of an interrupted attempt; they are dropped, since they are written again.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        path = folder / "log.jsonl"
+        kept = []
+        if path.exists() and first_step > 0:
+            lines = (json.loads(line) for line in path.read_text().splitlines() if line.endswith("}"))
+            kept = [entry for entry in lines if entry["step"] <= first_step]
+        self._file = path.open("w")
+        for entry in kept:
+            self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+
+    def write(self, step: int, **numbers: Any) -> None:
+        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+
+    def images(self, step: int, images: Tensor) -> None:
+        """Save a grid of images in [-1, 1], shape (B, C, H, W)."""
+        from torchvision.utils import make_grid, save_image
+
+        folder = self.folder / "previews"
+        folder.mkdir(exist_ok=True)
+        grid = make_grid(images.float().cpu().clamp(-1, 1), nrow=10, normalize=True, value_range=(-1, 1))
+        save_image(grid, folder / f"step_{step:08d}.png")
+        self._board.add_image("samples", grid, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()

@@ -1,0 +1,310 @@
+"""The one training loop: every chapter and every GPU run goes through :func:`fit`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowbook import keyed, models
+from flowbook._model import Velocity, evaluating
+from flowbook.couplings import Coupling, couple_ahead
+from flowbook.training import checkpoint as checkpoints
+from flowbook.training.average import AveragedWeights
+from flowbook.training.batches import Batch, batches, map_batch, with_noise
+from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
+from flowbook.training.log import RunLog
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass
+class TrainResult:
+    """What a run leaves behind."""
+
+    velocity: nn.Module
+    """The averaged weights, in eval mode: the ones to sample with."""
+    live: nn.Module
+    """The module that was passed in, with the weights of the last step."""
+    step: int
+    """Optimiser steps taken, those before a resume included."""
+    losses: Tensor
+    """The loss of every step of this call, shape (steps,)."""
+    seconds: float
+    """Wall-clock time of this call's steps."""
+    checkpoint: Path | None
+    """The last checkpoint written, or None without an output folder."""
+
+
+def fit(
+    velocity: nn.Module,
+    loss: Loss,
+    data: Any,
+    config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
+    *,
+    coupling: Coupling | None = None,
+    out: str | Path | None = None,
+    resume: bool = True,
+    stop_after: int | None = None,
+    preview: Callable[[nn.Module], Tensor] | None = None,
+    recipe: dict[str, Any] | None = None,
+    progress: bool | None = None,
+) -> TrainResult:
+    """Train a velocity.
+
+    Args:
+        velocity: the network; it is trained in place, and its averaged copy is in the result.
+        loss: ``loss(velocity, batch) -> scalar``. Draws made with :mod:`flowbook.keyed` (all of this package's losses)
+            depend on seed, step and sample alone; others on seed, step and process.
+        data: a tensor x1; a tuple (x1, y) or (x0, x1, y); something with ``.sample(n, generator)``; or a Dataset.
+        config: see :class:`TrainConfig`.
+        coupling: if given, noise is drawn for each batch and coupled with it, one batch ahead in a background thread;
+            the loss then gets (x0, x1, y).
+        out: a folder for checkpoints, log and previews; None keeps everything in memory.
+        resume: continue from the newest checkpoint in ``out``, bit for bit; False refuses a folder that has one.
+        stop_after: stop, with a checkpoint, when this step of the run is reached.
+        preview: ``preview(velocity) -> images``, saved as a grid every ``config.preview_every`` steps.
+        recipe: stored with the checkpoints, so that they say what made them.
+        progress: show a progress bar; None shows it where a person watches (a terminal).
+
+    Raises:
+        FloatingPointError: when the loss is no longer finite; the last good checkpoint is kept.
+        ValueError: when ``out`` holds a run with other settings, or the batch cannot be shared by the processes.
+
+    Example:
+        >>> from flowbook import data, models
+        >>> from flowbook.flow_matching import FlowMatching
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator object at 0x...>
+        >>> result = fit(models.MLP(2, hidden=16), FlowMatching(), data.moons(), TrainConfig(steps=20, batch_size=64))
+        >>> result.step, result.losses.shape
+        (20, torch.Size([20]))
+    """
+    accelerator = _accelerator(config)
+    device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
+    parts = processes * config.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size: {config.batch_size} samples cannot be shared evenly by {processes} processes with "
+            f"{config.accumulate} accumulated parts each; choose a multiple of {parts}"
+        )
+    rows = config.batch_size // parts  # of one forward pass
+    share = slice(rank * config.accumulate * rows, (rank + 1) * config.accumulate * rows)
+
+    model = velocity.to(device)
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = _optimizer(model, config, device)
+    average = AveragedWeights(model, config.average_half_life, config.average_ramp)
+
+    folder = None if out is None else Path(out)
+    first_step = _restore(folder, resume, config, model, average, optimizer)
+    last_step = config.steps if stop_after is None else min(stop_after, config.steps)
+    log = RunLog(folder, first_step) if folder is not None and accelerator.is_main_process else None
+
+    trained: Any = torch.compile(model) if config.compile else model
+    if processes > 1:
+        trained = accelerator.prepare_model(trained)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    stream: Iterator[Batch] = batches(
+        data, batch_size=config.batch_size, seed=keyed.mix(config.seed, 1), first_step=first_step,
+        last_step=last_step, share=share, device=device,
+    )  # fmt: skip
+    noise_seed = keyed.mix(config.seed, 2)
+    if coupling is not None:
+        noisy = with_noise(stream, seed=noise_seed, first_step=first_step, first_row=share.start)
+        stream = couple_ahead(noisy, coupling)  # type: ignore[assignment]
+
+    def save(step: int) -> Path:
+        stored = checkpoints.Checkpoint(
+            step=step, config=config.as_dict(), model=models.describe(model), recipe=recipe,
+            weights=model.state_dict(), average=average.model.state_dict(),
+            optimizer=checkpoints.optimizer_tensors(optimizer),
+        )  # fmt: skip
+        assert folder is not None
+        path = checkpoints.save(folder / "checkpoints", stored)
+        checkpoints.prune(folder / "checkpoints", config.keep_checkpoints)
+        return path
+
+    model.train()
+    losses = torch.zeros(max(last_step - first_step, 0), device=device)
+    written: Path | None = None
+    checked = first_step
+    bar = _progress_bar(progress, first_step, config.steps, accelerator.is_main_process)
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), contextlib.closing(bar):
+        for step, batch in zip(range(first_step, last_step), stream, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            _seed_process(keyed.mix(config.seed, 3, step, rank), device)
+            optimizer.zero_grad(set_to_none=True)
+            for part in range(config.accumulate):
+                rows_of_part = slice(part * rows, (part + 1) * rows)
+                piece = batch if config.accumulate == 1 else map_batch(lambda x: x[rows_of_part], batch)  # noqa: B023
+                last_part = part == config.accumulate - 1
+                with contextlib.nullcontext() if processes == 1 or last_part else trained.no_sync():
+                    with keyed.keyed(noise_seed, step, share.start + part * rows), _autocast(precision, device):
+                        value = loss(trained, piece)
+                    (value if config.accumulate == 1 else value / config.accumulate).backward()
+                losses[step - first_step] += value.detach() / config.accumulate
+            if config.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+            optimizer.step()
+            done = step + 1
+            average.update(config.batch_size, done * config.batch_size)
+
+            last = done == last_step
+            due = _due(config.checkpoint_every, done) or last
+            show = _due(config.preview_every, done) and preview is not None
+            if done % config.log_every == 0 or due or show:
+                recent = losses[checked - first_step : done - first_step]
+                if processes > 1:
+                    recent = accelerator.reduce(recent, "mean")
+                _check_finite(recent, checked, folder)
+                mean, checked = float(recent.mean()), done
+                speed = (done - first_step) * config.batch_size / (time.perf_counter() - started)
+                bar.update(done, mean, speed)
+                if log is not None:
+                    log.write(done, loss=mean, learning_rate=learning_rate(config, step), images_per_second=speed,
+                              seconds=time.perf_counter() - started)  # fmt: skip
+            if due and folder is not None:
+                if accelerator.is_main_process:
+                    written = save(done)
+                accelerator.wait_for_everyone()
+            if show and log is not None:
+                assert preview is not None
+                with evaluating(average.model), torch.no_grad():
+                    log.images(done, preview(average.model))
+    seconds = time.perf_counter() - started
+    if log is not None:
+        log.close()
+    if written is None and folder is not None and last_step <= first_step:
+        written = checkpoints.locate(folder)
+    return TrainResult(average.model, model, max(last_step, first_step), losses.cpu(), seconds, written)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step: a linear rise from 0, then constant or a half cosine down to 0.
+
+    Example:
+        >>> [round(learning_rate(TrainConfig(steps=4, learning_rate=1.0), step), 2) for step in range(4)]
+        [1.0, 0.85, 0.5, 0.15]
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _accelerator(config: TrainConfig) -> Any:
+    """accelerate's view of devices and processes. Precision and compilation stay with the loop."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # One interpreter may train twice, on the CPU and on a GPU; accelerate keeps its first answer unless told.
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=config.device == "cpu", mixed_precision="no")
+
+
+def _optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
+    )  # fmt: skip
+
+
+def _restore(
+    folder: Path | None,
+    resume: bool,
+    config: TrainConfig,
+    model: nn.Module,
+    average: AveragedWeights,
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Load the newest checkpoint of the run, if there is one, and return the step to go on from."""
+    paths = [] if folder is None else checkpoints.available(folder / "checkpoints")
+    if not paths:
+        return 0
+    if not resume:
+        raise ValueError(f"out: {folder} already holds a run; choose another folder, or resume=True to continue it")
+    stored = checkpoints.read(paths[-1])
+    ignored = set(NOT_PART_OF_THE_RESULT)
+    if config.schedule == "constant":
+        ignored.add("steps")
+    differing = [
+        f"{name} was {stored.config.get(name)!r}, is {value!r}"
+        for name, value in config.as_dict().items()
+        if name not in ignored and stored.config.get(name) != value
+    ]
+    if differing:
+        raise ValueError(f"out: {folder} holds a run with other settings ({'; '.join(differing)}); choose another folder")
+    try:
+        model.load_state_dict(stored.weights)
+        average.model.load_state_dict(stored.average)
+    except RuntimeError as error:
+        raise ValueError(f"out: the checkpoint {paths[-1]} is of another model: {error}") from error
+    checkpoints.restore_optimizer(optimizer, stored.optimizer)
+    return stored.step
+
+
+def _seed_process(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _check_finite(recent: Tensor, first: int, folder: Path | None) -> None:
+    finite = torch.isfinite(recent)
+    if bool(finite.all()):
+        return
+    step = first + int((~finite).nonzero()[0]) + 1
+    kept = [] if folder is None else checkpoints.available(folder / "checkpoints")
+    where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"
+    raise FloatingPointError(
+        f"the loss is {float(recent[step - first - 1])} at step {step}; {where}. "
+        "Try a lower learning rate, gradient_clip=1.0 or precision='fp32', and look for NaN in the data"
+    )
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+class _progress_bar:
+    """tqdm where a person watches, nothing elsewhere."""
+
+    def __init__(self, progress: bool | None, first: int, total: int, main: bool):
+        from tqdm.auto import tqdm
+
+        hidden = not main or (not sys.stderr.isatty() if progress is None else not progress)
+        self.bar = tqdm(total=total, initial=first, disable=hidden, unit="step")
+
+    def update(self, done: int, loss: float, speed: float) -> None:
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+__all__ = ["Loss", "TrainResult", "Velocity", "fit", "learning_rate"]

@@ -1,0 +1,169 @@
+"""Recipes: a training run as a YAML file.
+
+    model: {name: UNet, channels: 1, size: 28, num_classes: 10}    # a class of flowbook.models and its arguments
+    data: {name: mnist}                                            # a function of flowbook.data and its arguments
+    loss: {name: flow_matching, label_dropout: 0.1}
+    coupling: {name: independent}                                  # optional
+    train: {steps: 1000, batch_size: 128}                          # fields of TrainConfig
+    preview: {steps: 20, guidance: 1.0}                            # optional: grids along the way
+
+Unknown sections and unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from flowbook import _validate, couplings, data, models, paths
+from flowbook.flow_matching import FlowMatching, guided
+from flowbook.solvers import solve
+from flowbook.training.config import TrainConfig
+from flowbook.training.loop import TrainResult, fit
+
+Recipe = dict[str, Any]
+
+DATA: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        data.two_gaussians, data.eight_gaussians, data.moons, data.checkerboard, data.spirals, data.pinwheel,
+        data.digits, data.mnist, data.fashion_mnist, data.cifar10, data.image_folder,
+    )
+}  # fmt: skip
+COUPLINGS = {"independent": couplings.Independent, "optimal_transport": couplings.OptimalTransport}
+PATHS = {"linear": paths.LinearPath, "cosine": paths.CosinePath, "vp": paths.VPPath}
+SECTIONS = ("model", "data", "loss", "coupling", "train", "preview")
+
+
+def names() -> list[str]:
+    """The recipes that come with the package.
+
+    Example:
+        >>> "mnist" in names()
+        True
+    """
+    folder = resources.files("flowbook") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read(recipe: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """A recipe by its name in the package or by the path of a YAML file.
+
+    Args:
+        recipe: ``"mnist"`` or ``"my/recipe.yaml"``.
+        overrides: ``"section.key=value"``; values are read as YAML.
+
+    Example:
+        >>> read("mnist", ["train.steps=10"])["train"]["steps"]
+        10
+    """
+    if str(recipe) in names():
+        text = (resources.files("flowbook") / "recipes" / f"{recipe}.yaml").read_text()
+    elif Path(recipe).is_file():
+        text = Path(recipe).read_text()
+    else:
+        raise FileNotFoundError(f"recipe: {recipe} is neither a file nor one of {', '.join(names())}")
+    content = yaml.safe_load(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"recipe: {recipe} holds no sections; expected {', '.join(SECTIONS)}")
+    for override in overrides or []:
+        key, separator, value = override.partition("=")
+        section, dot, field = key.partition(".")
+        if not (separator and dot):
+            raise ValueError(f"override: expected section.key=value; got {override!r}")
+        content.setdefault(section, {})[field] = yaml.safe_load(value)
+    _check(content)
+    return content
+
+
+def run(
+    recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress: bool | None = None
+) -> TrainResult:
+    """Train what a recipe says; the same as calling :func:`fit` with the objects it names."""
+    _check(recipe)
+    torch.manual_seed(recipe["train"].get("seed", 0))
+    model = build_model(recipe)
+    coupling = _named(recipe.get("coupling", {"name": "independent"}), COUPLINGS)
+    return fit(
+        model, build_loss(recipe), build_data(recipe), TrainConfig(**recipe["train"]),
+        coupling=None if coupling == couplings.Independent() else coupling,
+        out=out, resume=resume, preview=build_preview(recipe, model), recipe=recipe, progress=progress,
+    )  # fmt: skip
+
+
+def build_model(recipe: Recipe) -> nn.Module:
+    section = dict(recipe["model"])
+    return models.build(section.pop("name"), **section)
+
+
+def build_data(recipe: Recipe) -> Any:
+    return _named(recipe["data"], DATA)
+
+
+def build_loss(recipe: Recipe) -> FlowMatching:
+    section = dict(recipe["loss"])
+    section.pop("name")
+    if "path" in section:
+        section["path"] = _named(section["path"], PATHS)
+    return FlowMatching(**section)
+
+
+def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Tensor] | None:
+    """Ten samples for each label (or 50 without labels), always from the same noise."""
+    if "preview" not in recipe:
+        return None
+    options = {"steps": 20, "guidance": 1.0, "method": "heun", **recipe["preview"]}
+    classes: int | None = getattr(model, "num_classes", None)
+    shape = (int(model.channels), int(model.size), int(model.size))  # type: ignore[arg-type]
+
+    def preview(velocity: nn.Module) -> Tensor:
+        like = next(velocity.parameters())
+        count = 50 if classes is None else 10 * classes
+        noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(like)
+        y = None if classes is None else torch.arange(count, device=like.device) // 10
+        field = velocity
+        if classes is not None and options["guidance"] != 1.0:
+            field = guided(velocity, options["guidance"], classes)
+        return solve(field, noise, y=y, method=options["method"], steps=options["steps"]).x
+
+    return preview
+
+
+def _check(recipe: Recipe) -> None:
+    for section in recipe:
+        _validate.one_of("recipe section", section, SECTIONS)
+    for section in ("model", "data", "loss", "train"):
+        if not isinstance(recipe.get(section), dict):
+            raise ValueError(f"recipe: the section {section!r} is missing or holds no keys")
+    _validate.one_of("model.name", recipe["model"].get("name"), tuple(models.CLASSES))
+    _validate.one_of("data.name", recipe["data"].get("name"), tuple(DATA))
+    _validate.one_of("loss.name", recipe["loss"].get("name"), ("flow_matching",))
+    _keys("model", recipe["model"], models.CLASSES[recipe["model"]["name"]])
+    _keys("data", recipe["data"], DATA[recipe["data"]["name"]])
+    _keys("loss", recipe["loss"], FlowMatching)
+    _keys("train", recipe["train"], TrainConfig)
+    if "coupling" in recipe:
+        _validate.one_of("coupling.name", recipe["coupling"].get("name"), tuple(COUPLINGS))
+        _keys("coupling", recipe["coupling"], COUPLINGS[recipe["coupling"]["name"]])
+    for key in recipe.get("preview", {}):
+        _validate.one_of("preview key", key, ("steps", "guidance", "method"))
+
+
+def _keys(section: str, content: dict[str, Any], target: Callable[..., Any]) -> None:
+    known = set(inspect.signature(target).parameters) | {"name"}
+    if unknown := sorted(set(content) - known):
+        raise ValueError(f"recipe: {section} has no key {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+
+
+def _named(section: dict[str, Any], table: dict[str, Callable[..., Any]]) -> Any:
+    arguments = dict(section)
+    name = arguments.pop("name", None)
+    _validate.one_of("name", name, tuple(table))
+    return table[name](**arguments)
