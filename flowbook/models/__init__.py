@@ -1,40 +1,22 @@
 """The networks, and weights that were trained with the recipes of this package."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from torch import nn
-
-from flowbook import _validate
+from flowbook.models.build import CLASSES, build, describe
+from flowbook.models.classifier import Classifier, features_and_labels
 from flowbook.models.mlp import MLP
+from flowbook.models.pretrained import PRETRAINED, export, load_classifier, load_moments, load_pretrained
 from flowbook.models.unet import UNet
 
-CLASSES: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet}
-
-
-def build(name: str, **arguments: Any) -> nn.Module:
-    """A model by the name of its class, as recipes and checkpoints give it.
-
-    Example:
-        >>> type(build("MLP", dim=2)).__name__
-        'MLP'
-    """
-    _validate.one_of("model", name, tuple(CLASSES))
-    return CLASSES[name](**arguments)
-
-
-def describe(model: nn.Module) -> dict[str, Any] | None:
-    """What :func:`build` needs to build the model again; None for a class that it does not know.
-
-    Example:
-        >>> describe(MLP(2))["name"]
-        'MLP'
-    """
-    name = type(model).__name__
-    if CLASSES.get(name) is not type(model):
-        return None
-    return {"name": name, "arguments": model.arguments}
-
-
-__all__ = ["MLP", "UNet", "build", "describe"]
+__all__ = [
+    "CLASSES",
+    "MLP",
+    "PRETRAINED",
+    "Classifier",
+    "UNet",
+    "build",
+    "describe",
+    "export",
+    "features_and_labels",
+    "load_classifier",
+    "load_moments",
+    "load_pretrained",
+]

@@ -2,7 +2,7 @@
 
     model: {name: UNet, channels: 1, size: 28, num_classes: 10}    # a class of flowbook.models and its arguments
     data: {name: mnist}                                            # a function of flowbook.data and its arguments
-    loss: {name: flow_matching, label_dropout: 0.1}
+    loss: {name: flow_matching, label_dropout: 0.1}                # or cross_entropy, for a classifier
     coupling: {name: independent}                                  # optional
     train: {steps: 1000, batch_size: 128}                          # fields of TrainConfig
     preview: {steps: 20, guidance: 1.0}                            # optional: grids along the way
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from flowbook import _validate, couplings, data, models, paths
 from flowbook.flow_matching import FlowMatching, guided
+from flowbook.models.classifier import CrossEntropy
 from flowbook.solvers import solve
 from flowbook.training.config import TrainConfig
 from flowbook.training.loop import TrainResult, fit
@@ -39,6 +40,7 @@ DATA: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 COUPLINGS = {"independent": couplings.Independent, "optimal_transport": couplings.OptimalTransport}
 PATHS = {"linear": paths.LinearPath, "cosine": paths.CosinePath, "vp": paths.VPPath}
+LOSSES: dict[str, Callable[..., Any]] = {"flow_matching": FlowMatching, "cross_entropy": CrossEntropy}
 SECTIONS = ("model", "data", "loss", "coupling", "train", "preview")
 
 
@@ -107,12 +109,11 @@ def build_data(recipe: Recipe) -> Any:
     return _named(recipe["data"], DATA)
 
 
-def build_loss(recipe: Recipe) -> FlowMatching:
+def build_loss(recipe: Recipe) -> Any:
     section = dict(recipe["loss"])
-    section.pop("name")
     if "path" in section:
         section["path"] = _named(section["path"], PATHS)
-    return FlowMatching(**section)
+    return _named(section, LOSSES)
 
 
 def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Tensor] | None:
@@ -144,10 +145,10 @@ def _check(recipe: Recipe) -> None:
             raise ValueError(f"recipe: the section {section!r} is missing or holds no keys")
     _validate.one_of("model.name", recipe["model"].get("name"), tuple(models.CLASSES))
     _validate.one_of("data.name", recipe["data"].get("name"), tuple(DATA))
-    _validate.one_of("loss.name", recipe["loss"].get("name"), ("flow_matching",))
+    _validate.one_of("loss.name", recipe["loss"].get("name"), tuple(LOSSES))
     _keys("model", recipe["model"], models.CLASSES[recipe["model"]["name"]])
     _keys("data", recipe["data"], DATA[recipe["data"]["name"]])
-    _keys("loss", recipe["loss"], FlowMatching)
+    _keys("loss", recipe["loss"], LOSSES[recipe["loss"]["name"]])
     _keys("train", recipe["train"], TrainConfig)
     if "coupling" in recipe:
         _validate.one_of("coupling.name", recipe["coupling"].get("name"), tuple(COUPLINGS))

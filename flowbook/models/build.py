@@ -1,0 +1,38 @@
+"""Models by name, as recipes, checkpoints and weight files give them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from flowbook import _validate
+from flowbook.models.classifier import Classifier
+from flowbook.models.mlp import MLP
+from flowbook.models.unet import UNet
+
+CLASSES: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet, "Classifier": Classifier}
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """A model by the name of its class.
+
+    Example:
+        >>> type(build("MLP", dim=2)).__name__
+        'MLP'
+    """
+    _validate.one_of("model", name, tuple(CLASSES))
+    return CLASSES[name](**arguments)
+
+
+def describe(model: nn.Module) -> dict[str, Any] | None:
+    """What :func:`build` needs to build the model again; None for a class that it does not know.
+
+    Example:
+        >>> describe(MLP(2))["name"]
+        'MLP'
+    """
+    name = type(model).__name__
+    if CLASSES.get(name) is not type(model):
+        return None
+    return {"name": name, "arguments": model.arguments}

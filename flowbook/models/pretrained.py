@@ -1,0 +1,123 @@
+"""Weights that come with the package, and the files they are in.
+
+A file is safetensors with half-precision weights; its header names the model and how it was trained. No download.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from flowbook import _validate
+from flowbook.models.build import build, describe
+from flowbook.models.classifier import Classifier
+
+PRETRAINED = ("mnist",)
+CLASSIFIERS = ("mnist", "digits")
+
+
+def load_pretrained(name: str) -> nn.Module:
+    """A trained velocity that comes with the package, in eval mode.
+
+    Args:
+        name: "mnist", class-conditional digits of 28 x 28: ``v(x, t, y)`` with x (B, 1, 28, 28) in [-1, 1] and labels
+            0 to 9; y None, or 10, is the null label. Made by ``flowbook train mnist``.
+
+    Example:
+        >>> velocity = load_pretrained("mnist")
+        >>> velocity(torch.zeros(2, 1, 28, 28), 0.5, torch.tensor([3, 7])).shape
+        torch.Size([2, 1, 28, 28])
+    """
+    _validate.one_of("name", name, PRETRAINED)
+    return read(asset(f"{name}.safetensors"))
+
+
+def load_classifier(name: str) -> Classifier:
+    """A trained judge of images, in eval mode.
+
+    Args:
+        name: "mnist" (28 x 28) or "digits" (8 x 8); made by ``flowbook train mnist_classifier`` and
+            ``digits_classifier``.
+
+    Example:
+        >>> load_classifier("mnist")(torch.zeros(1, 1, 28, 28)).shape
+        torch.Size([1, 10])
+    """
+    _validate.one_of("name", name, CLASSIFIERS)
+    model = read(asset(f"{name}_classifier.safetensors"))
+    assert isinstance(model, Classifier)
+    return model
+
+
+def load_moments(name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Means (F,) and covariances (F, F) of real images in the feature space of :func:`load_classifier`.
+
+    Returns:
+        {"train": ..., "test": ...}: of 10,000 training images and of the 10,000 test images.
+
+    Example:
+        >>> sorted(load_moments("mnist"))
+        ['test', 'train']
+    """
+    _validate.one_of("name", name, ("mnist",))
+    with safe_open(asset(f"{name}_moments.safetensors"), framework="pt") as file:
+        return {
+            split: (file.get_tensor(f"{split}.mean"), file.get_tensor(f"{split}.covariance"))
+            for split in ("train", "test")
+        }
+
+
+def asset(name: str) -> Path:
+    """The path of a file in ``flowbook/assets``."""
+    return Path(str(resources.files("flowbook") / "assets" / name))
+
+
+def export(model: nn.Module, path: str | Path, **notes: Any) -> Path:
+    """Write a model's weights in half precision, with what is needed to build it again.
+
+    Args:
+        model: one of this package's models.
+        path: the file, ``....safetensors``.
+        notes: kept in the header, for readers: the recipe, say.
+
+    Raises:
+        ValueError: for a model that :func:`flowbook.models.build` cannot build, or weights that half precision cannot
+            hold.
+    """
+    description = describe(model)
+    if description is None:
+        raise ValueError(f"model: expected one of flowbook.models; got {type(model).__name__}")
+    tensors = {}
+    for name, value in model.state_dict().items():
+        half = value.half() if value.is_floating_point() else value
+        if not bool(torch.isfinite(half.float()).all()):
+            raise ValueError(f"model: {name} has values that half precision cannot hold")
+        tensors[name] = half.cpu().contiguous()
+    save_file(tensors, path, metadata={"model": json.dumps(description), "notes": json.dumps(notes)})
+    return Path(path)
+
+
+def read(path: str | Path) -> nn.Module:
+    """A model from a file of :func:`export`, in float32 and eval mode.
+
+    Raises:
+        FileNotFoundError, ValueError: when the file is missing, damaged, or of something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: {path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})["model"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"path: {path} is damaged or was not written by flowbook: {error!r}") from error
+    model = build(description["name"], **description["arguments"])
+    model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    return model.eval()
