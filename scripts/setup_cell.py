@@ -26,14 +26,14 @@ import tempfile
 if importlib.util.find_spec("flowbook") is None:
     home = os.environ.get("FLOWBOOK_HOME", "@HOME@")
     if "/_unset_/" in home:
-        raise RuntimeError("flowbook is not installed and has no public address yet: set FLOWBOOK_HOME to a git address")
-    held = [name for name in ("torch", "torchvision", "numpy") if importlib.util.find_spec(name)]
+        raise RuntimeError("flowbook is not installed and has no public address yet: set FLOWBOOK_HOME to a git one")
+    there = [name for name in ("torch", "torchvision", "numpy") if importlib.util.find_spec(name)]
+    held = [f"{name}=={importlib.metadata.version(name)}" for name in there]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
-        print(*(f"{name}=={importlib.metadata.version(name)}" for name in held), sep="\\n", file=constraints, flush=True)
+        print(*held, sep="\\n", file=constraints, flush=True)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints.name]
         subprocess.run([*pip, f"flowbook @ git+{home}"], check=True)
     importlib.invalidate_caches()
-
 import torch
 from flowbook import plotting
 
