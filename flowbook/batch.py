@@ -1,17 +1,17 @@
-"""What a batch is: ``x1``, ``(x1, y)`` or ``(x0, x1, y)``."""
+"""What a batch is: ``x1``, ``(x1, y)`` or ``(x0, x1, y)``, where y may be None."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-Batch = Tensor | tuple[Tensor, ...]
+Batch = Tensor | tuple[Tensor, ...] | tuple[Tensor, Tensor, None]
 
 
 def unpack(batch: Batch) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """x1, (x1, y) or (x0, x1, y) -> (x0, x1, y), with None for what is missing.
 
     Example:
+        >>> import torch
         >>> x0, x1, y = unpack((torch.zeros(1, 2), torch.tensor([3])))
         >>> x0 is None, y
         (True, tensor([3]))

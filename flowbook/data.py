@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -56,6 +56,34 @@ class Planar:
         return self.density(x)
 
 
+class Source(Protocol):
+    """Anything that can be drawn from: the planar data, a GaussianMixture."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two distributions drawn side by side, for a flow from one to the other: the source need not be noise.
+
+    Args:
+        source: where the flow starts, at t = 0.
+        target: where it ends, at t = 1. Both have ``.sample(n, generator=None) -> (n, D)``.
+
+    Example:
+        >>> x0, x1, y = Pairs(eight_gaussians(), moons()).sample(5)
+        >>> x0.shape, x1.shape, y
+        (torch.Size([5, 2]), torch.Size([5, 2]), None)
+    """
+
+    source: Source
+    target: Source
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, None]:
+        """A batch (x0, x1, y) of n independent pairs, x0 and x1 of shape (n, D), without labels."""
+        return self.source.sample(n, generator=generator), self.target.sample(n, generator=generator), None
+
+
 def moons(noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Planar:
     """Two interleaved half circles with Gaussian noise, then ``scale * x + shift`` (by default as torchcfm's tutorial).
 
@@ -83,6 +111,9 @@ def checkerboard(half_width: float = 4.0, squares: int = 4) -> Planar:
         >>> board.log_prob(torch.tensor([[1.0, 1.0], [3.0, 1.0]]))
         tensor([-3.4657,    -inf])
     """
+    _validate.positive_int("squares", squares, at_least=2)
+    if squares % 2:
+        raise ValueError(f"squares: expected an even number; got {squares}")
     side = 2.0 * half_width / squares
 
     def draw(n: int, generator: torch.Generator | None) -> Tensor:
@@ -97,8 +128,6 @@ def checkerboard(half_width: float = 4.0, squares: int = 4) -> Planar:
         log_area = math.log(2.0 * half_width**2)
         return torch.where(inside, -log_area, -torch.inf).to(x.dtype)
 
-    if squares % 2:
-        raise ValueError(f"squares: expected an even number; got {squares}")
     return Planar("checkerboard", draw, density)
 
 
@@ -269,6 +298,6 @@ def _from_torchvision(name: str, split: str, root: str | Path | None) -> ImageTe
 
 
 __all__ = [
-    "Planar", "checkerboard", "cifar10", "data_root", "digits", "eight_gaussians", "fashion_mnist", "image_folder",
+    "Pairs", "Planar", "checkerboard", "cifar10", "data_root", "digits", "eight_gaussians", "fashion_mnist", "image_folder",
     "mnist", "moons", "pinwheel", "spirals", "to_unit_interval", "two_gaussians",
 ]  # fmt: skip

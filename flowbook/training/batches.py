@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from flowbook import keyed
 from flowbook.batch import Batch, unpack
 
+
 @runtime_checkable
 class Distribution(Protocol):
-    """Anything that can be drawn from: the 2-D toys, a GaussianMixture."""
+    """Anything that can be drawn from: x1 from the planar data or a GaussianMixture, (x0, x1, None) from ``data.Pairs``."""
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Batch: ...
 
 
 class EpochOrder:
@@ -60,8 +61,8 @@ def batches(
     """This process's rows of the batches of steps ``first_step`` to ``last_step - 1``, on ``device``.
 
     Args:
-        data: a tensor x1; a tuple (x1, y) or (x0, x1, y); something with ``.sample(n, generator)``; or a Dataset whose
-            items are such tuples.
+        data: a tensor x1; a tuple (x1, y) or (x0, x1, y); something whose ``.sample(n, generator)`` returns a batch; or
+            a Dataset whose items are such tuples.
         batch_size: samples in a global batch.
         share: the rows of the global batch that are this process's.
     """
@@ -79,7 +80,7 @@ def batches(
 
 
 def _from_tensors(
-    data: Batch, batch_size: int, seed: int, steps: range, share: slice, device: torch.device
+    data: Tensor | tuple[Tensor, ...], batch_size: int, seed: int, steps: range, share: slice, device: torch.device
 ) -> Iterator[Batch]:
     parts = (data,) if isinstance(data, Tensor) else data
     if len({len(part) for part in parts}) != 1:
@@ -98,7 +99,7 @@ def _from_distribution(
     generator = torch.Generator()
     for step in steps:
         generator.manual_seed(keyed.mix(seed, step))
-        yield data.sample(batch_size, generator=generator)[share].to(device)
+        yield map_batch(lambda x: x[share].to(device), data.sample(batch_size, generator=generator))
 
 
 class _BatchIndices:
@@ -139,5 +140,12 @@ def with_noise(stream: Iterable[Batch], *, seed: int, first_step: int, first_row
 
 
 def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """Apply a function to each tensor of a batch."""
-    return function(batch) if isinstance(batch, Tensor) else tuple(function(part) for part in batch)
+    """Apply a function to each tensor of a batch; a missing part stays None.
+
+    Example:
+        >>> map_batch(lambda x: x + 1, (torch.zeros(1), torch.ones(1), None))
+        (tensor([1.]), tensor([2.]), None)
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    return tuple(part if part is None else function(part) for part in batch)  # type: ignore[misc]
