@@ -43,7 +43,9 @@ def float_tensor(name: str, x: Any, *, min_dim: int = 0, finite: bool = False) -
         raise ValueError(f"{name}: expected finite numbers; got {bad} NaN or infinite of {x.numel()}")
 
 
-def same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+def same_shape(name: str, x: Any, other_name: str, other: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor; got {type(x).__name__}")
     if x.shape != other.shape:
         raise ValueError(f"{name}: expected the shape of {other_name}, {tuple(other.shape)}; got {tuple(x.shape)}")
 

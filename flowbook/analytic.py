@@ -44,7 +44,10 @@ class GaussianMixture:
         if self.means.dim() != 2:
             raise ValueError(f"means: expected shape (K, D); got {tuple(self.means.shape)}")
         components = len(self.means)
-        self.stds = torch.as_tensor(stds, dtype=torch.float64).expand(components).clone()
+        self.stds = torch.as_tensor(stds, dtype=torch.float64)
+        if self.stds.shape not in ((), (components,)):
+            raise ValueError(f"stds: expected one for each of {components} means; got {tuple(self.stds.shape)}")
+        self.stds = self.stds.expand(components).clone()
         weights = torch.ones(components) if weights is None else weights
         self.weights = torch.as_tensor(weights, dtype=torch.float64)
         if self.weights.shape != (components,):

@@ -88,6 +88,11 @@ class OptimalTransport:
         a = x1.detach().flatten(1).double()
         b = x0.detach().flatten(1).double()
         a, b = a - a.mean(0), b - b.mean(0)
+        if len(a) == 0:
+            return torch.arange(0, device=x0.device)
+        for name, centred in (("x0", b), ("x1", a)):
+            if _validate.values_are_readable(centred) and not bool(torch.isfinite(centred).all()):
+                raise ValueError(f"{name}: expected finite numbers; got NaN or infinite ones")
         if self.method == "exact":
             from scipy.optimize import linear_sum_assignment
 

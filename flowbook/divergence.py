@@ -59,9 +59,8 @@ def divergence(
         >>> div
         tensor([4.])
     """
-    _validate.float_tensor("x", x, min_dim=1)
-    _validate.time("t", t, len(x))
     _validate.one_of("method", method, ("exact", "hutchinson"))
+    _check(x, t, y)
     if method == "hutchinson":
         per_probe = hutchinson(velocity, x, t, y=y, noise=noise, create_graph=create_graph)
         return per_probe[0], per_probe[1].mean(0)
@@ -93,8 +92,12 @@ def hutchinson(
         >>> estimates.shape, float(estimates.min()), float(estimates.max())
         (torch.Size([4, 2]), 6.0, 6.0)
     """
+    _check(x, t, y)
     if noise is None:
         raise ValueError("noise: hutchinson needs probes, for example rademacher(1, like=x), drawn once for a solve")
+    _validate.float_tensor("noise", noise)
+    if noise.dtype != x.dtype:
+        raise TypeError(f"noise: expected the dtype of x, {x.dtype}; got {noise.dtype}")
     if noise.dim() != x.dim() + 1 or noise.shape[1:] != x.shape:
         raise ValueError(f"noise: expected shape (P, {', '.join(map(str, x.shape))}); got {tuple(noise.shape)}")
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -123,7 +126,7 @@ def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = No
 
 
 def _exact(v: Tensor, x: Tensor, create_graph: bool) -> Tensor:
-    batch, dim = len(x), x[0].numel()
+    batch, dim = len(x), x.shape[1:].numel()
     columns = v.reshape(batch, dim)
     if dim <= LOOP_UP_TO:
         # Sample n's velocity depends on x[n] alone, so the gradient of a sum over the batch holds every sample's row.
@@ -134,7 +137,7 @@ def _exact(v: Tensor, x: Tensor, create_graph: bool) -> Tensor:
             )
             total = total + row.reshape(batch, dim)[:, i]
         return total
-    chunk = max(1, min(dim, CHUNK_ELEMENTS // (batch * dim)))
+    chunk = max(1, min(dim, CHUNK_ELEMENTS // max(1, batch * dim)))
     total = x.new_zeros(batch)
     for start in range(0, dim, chunk):
         index = torch.arange(start, min(start + chunk, dim), device=x.device)
@@ -156,6 +159,13 @@ def _vector_jacobian(v: Tensor, x: Tensor, vectors: Tensor, create_graph: bool) 
         v, x, vectors, retain_graph=True, create_graph=create_graph, materialize_grads=True, is_grads_batched=True
     )
     return products
+
+
+def _check(x: Tensor, t: Tensor | float, y: Tensor | None) -> None:
+    _validate.float_tensor("x", x, min_dim=1)
+    _validate.time("t", t, len(x))
+    if y is not None:
+        _validate.labels("y", y, len(x))
 
 
 def _leaf(x: Tensor, create_graph: bool) -> Tensor:

@@ -29,8 +29,7 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
     from scipy.optimize import linear_sum_assignment
 
     a, b = _samples("a", a), _samples("b", b)
-    if len(a) != len(b):
-        raise ValueError(f"b: expected as many samples as a, {len(a)}; got {len(b)}")
+    _validate.same_shape("b", b, "a", a)
     cost = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square().numpy()
     rows, columns = linear_sum_assignment(cost)
     return math.sqrt(float(cost[rows, columns].mean()))
@@ -51,8 +50,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, generator: 
         2.0
     """
     a, b = _samples("a", a), _samples("b", b)
-    if len(a) != len(b):
-        raise ValueError(f"b: expected as many samples as a, {len(a)}; got {len(b)}")
+    _validate.same_shape("b", b, "a", a)
     _validate.positive_int("projections", projections)
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
     directions = directions / directions.norm(dim=0)
@@ -75,6 +73,7 @@ def mmd(a: Tensor, b: Tensor, bandwidth: float | None = None) -> float:
         True
     """
     a, b = _samples("a", a), _samples("b", b)
+    _same_dimension("b", b, "a", a)
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a, b: expected at least 2 samples each; got {len(a)} and {len(b)}")
     if bandwidth is None:
@@ -209,7 +208,9 @@ def nearest_neighbours(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
         >>> int(index)
         1
     """
-    distances = torch.cdist(_samples("x", x), _samples("data", data))
+    x, data = _samples("x", x), _samples("data", data)
+    _same_dimension("data", data, "x", x)
+    distances = torch.cdist(x, data)
     nearest = distances.min(dim=1)
     return nearest.values, nearest.indices
 
@@ -230,6 +231,13 @@ def _samples(name: str, x: Tensor) -> Tensor:
     """(n, ...) -> (n, D) in float64 on the CPU."""
     _validate.float_tensor(name, x, min_dim=2, finite=True)
     return x.detach().flatten(1).double().cpu()
+
+
+def _same_dimension(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.shape[1] != other.shape[1]:
+        raise ValueError(
+            f"{name}: expected samples of the dimension of {other_name}, {other.shape[1]}; got {x.shape[1]}"
+        )
 
 
 def _fixed() -> torch.Generator:

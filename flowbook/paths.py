@@ -379,7 +379,8 @@ def _tensor(t: Tensor | float) -> Tensor:
 
 def _per_sample(t: Tensor | float, x: Tensor) -> Tensor:
     """t with the dtype and device of x and the shape (), or (B, 1, ..., 1): it must not meet the last axis of x."""
-    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+    # A time that rounding has put outside [0, 1] would make sigma or alpha a tiny negative number to divide by.
+    t = torch.as_tensor(t, dtype=x.dtype, device=x.device).clamp(0, 1)
     return t if t.dim() == 0 else t.reshape(-1, *[1] * (x.dim() - 1))
 
 

@@ -130,8 +130,10 @@ def solve(
     """
     _check(velocity, x, t0, t1, y, method, steps, rtol, atol)
     times = _save_times(save_at, t0, t1)
+    if not differentiable:
+        x = x.detach()  # or the first state of a trajectory would bring its graph along
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()), evaluating(velocity):
-        if t0 == t1:
+        if t0 == t1 or x.numel() == 0:
             states, evaluations = [x] * len(times), 0
         elif method in FIXED:
             states, evaluations = _solve_fixed(FIXED[method], velocity, x, t0, t1, y, _count(steps), times)
@@ -163,7 +165,7 @@ def _solve_fixed(
     times: list[float],
 ) -> tuple[list[Tensor], int]:  # fmt: skip
     def f(state: Tensor, t: Tensor) -> Tensor:
-        return call(velocity, state, t, y)
+        return _evaluate(velocity, state, t, y)
 
     # All times of the solve in one tensor on the device: step n uses entries 2n, 2n + 1 and 2n + 2 of the half-step grid.
     h = (t1 - t0) / steps
@@ -201,7 +203,7 @@ def _solve_adaptive(
     def f(t: Tensor, state: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += 1
-        return call(velocity, state, t.clamp(low, high).to(x.dtype), y)
+        return _evaluate(velocity, state, t.clamp(low, high).to(x.dtype), y)
 
     grid = torch.tensor(times, dtype=torch.float64, device=x.device)
     try:
@@ -214,6 +216,12 @@ def _solve_adaptive(
     return list(states.unbind(0)), evaluations
 
 
+def _evaluate(velocity: Velocity, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    v = call(velocity, x, t, y)
+    _validate.same_shape("velocity(x, t, y)", v, "x", x)  # or it would be broadcast without a word
+    return v
+
+
 def _save_times(save_at: Sequence[float] | Tensor | None, t0: float, t1: float) -> list[float]:
     if save_at is None:
         return [t0, t1]
@@ -222,7 +230,7 @@ def _save_times(save_at: Sequence[float] | Tensor | None, t0: float, t1: float) 
         raise ValueError(f"save_at: expected times that start at t0 = {t0:g} and end at t1 = {t1:g}; got {times}")
     times[0], times[-1] = t0, t1
     direction = 1.0 if t1 >= t0 else -1.0
-    if any((later - earlier) * direction <= 0 for earlier, later in zip(times, times[1:], strict=False)):
+    if not all((later - earlier) * direction > 0 for earlier, later in zip(times, times[1:], strict=False)):
         raise ValueError(f"save_at: expected times strictly in order from {t0:g} to {t1:g}; got {times}")
     return times
 
