@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class AveragedWeights:
@@ -25,8 +25,7 @@ class AveragedWeights:
     def __init__(self, model: nn.Module, half_life: float | None, ramp: float):
         self.half_life, self.ramp = half_life, ramp
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self._live = [p for p in model.state_dict(keep_vars=True).values() if p.is_floating_point()]
-        self._mean = [p for p in self.model.state_dict(keep_vars=True).values() if p.is_floating_point()]
+        self._live, self._mean = _floating(model), _floating(self.model)
 
     @torch.no_grad()
     def update(self, batch_size: int, images: int) -> None:
@@ -36,3 +35,8 @@ class AveragedWeights:
         else:
             weight = 1.0 - 0.5 ** (batch_size / min(self.half_life, images * self.ramp))
         torch._foreach_lerp_(self._mean, self._live, weight)
+
+
+def _floating(model: nn.Module) -> list[Tensor]:
+    """Weights and buffers that can be averaged, each once: tied weights have several names."""
+    return list(dict.fromkeys(p for p in model.state_dict(keep_vars=True).values() if p.is_floating_point()))

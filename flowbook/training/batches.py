@@ -103,17 +103,32 @@ def _from_distribution(
 
 
 class _BatchIndices:
-    """A batch sampler for DataLoader: the rows of this process, step after step."""
+    """A batch sampler for DataLoader: (index, seed) for each row of this process, step after step."""
 
     def __init__(self, order: EpochOrder, steps: range, share: slice):
         self.order, self.steps, self.share = order, steps, share
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self.steps:
-            yield self.order.indices(step)[self.share].tolist()
+            rows = range(self.order.batch_size)[self.share]
+            seeds = [keyed.mix(self.order.seed, step, row) for row in rows]
+            yield list(zip(self.order.indices(step)[self.share].tolist(), seeds, strict=True))
 
     def __len__(self) -> int:
         return len(self.steps)
+
+
+class _Seeded(Dataset[Any]):
+    """A data set read by (index, seed): a random flip or crop belongs to the sample, not to the process or the run."""
+
+    def __init__(self, data: Dataset[Any]):
+        self.data = data
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        index, seed = key
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.data[index]
 
 
 def _from_dataset(
@@ -121,7 +136,7 @@ def _from_dataset(
 ) -> Iterator[Batch]:
     order = EpochOrder(len(data), batch_size, seed)  # type: ignore[arg-type]
     loader: Iterable[Any] = DataLoader(
-        data, batch_sampler=_BatchIndices(order, steps, share), pin_memory=device.type == "cuda"
+        _Seeded(data), batch_sampler=_BatchIndices(order, steps, share), pin_memory=device.type == "cuda"
     )
     for batch in loader:
         parts = [batch] if isinstance(batch, Tensor) else list(batch)

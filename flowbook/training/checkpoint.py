@@ -44,7 +44,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``folder/step_.../`` atomically and return its path."""
     final = folder / f"step_{checkpoint.step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in folder.glob(".step_*"):  # of an attempt that was killed while it wrote
+        shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     try:
         save_file(_contiguous(checkpoint.weights), temporary / "weights.safetensors")
@@ -72,17 +73,11 @@ def read(path: Path) -> Checkpoint:
         raise FileNotFoundError(f"checkpoint: {path} is not a complete checkpoint; missing {', '.join(missing)}")
     try:
         state = json.loads((path / "state.json").read_text())
-        return Checkpoint(
-            step=state["step"],
-            config=state["config"],
-            model=state["model"],
-            recipe=state["recipe"],
-            weights=_load_tensors(path / "weights.safetensors"),
-            average=_load_tensors(path / "average.safetensors"),
-            optimizer=_load_tensors(path / "optimizer.safetensors"),
-        )
-    except (json.JSONDecodeError, KeyError) as error:
+        said = {name: state[name] for name in ("step", "config", "model", "recipe")}
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint: {path / 'state.json'} is damaged or of another program: {error!r}") from error
+    tensors = {name: _load_tensors(path / f"{name}.safetensors") for name in ("weights", "average", "optimizer")}
+    return Checkpoint(**said, **tensors)
 
 
 def available(folder: Path) -> list[Path]:
@@ -164,7 +159,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

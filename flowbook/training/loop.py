@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbook import keyed, models
+from flowbook import _validate, keyed, models
 from flowbook._model import Velocity, evaluating
 from flowbook.couplings import Coupling, couple_ahead
 from flowbook.training import checkpoint as checkpoints
@@ -89,6 +89,10 @@ def fit(
         >>> result.step, result.losses.shape
         (20, torch.Size([20]))
     """
+    if not isinstance(velocity, nn.Module):
+        raise TypeError(f"velocity: expected a torch.nn.Module to train; got {type(velocity).__name__}")
+    if stop_after is not None:
+        _validate.positive_int("stop_after", stop_after)
     accelerator = _accelerator(config)
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     parts = processes * config.accumulate
@@ -123,7 +127,8 @@ def fit(
     )  # fmt: skip
     noise_seed = keyed.mix(config.seed, 2)
     if coupling is not None:
-        noisy = with_noise(stream, seed=noise_seed, first_step=first_step, first_row=share.start)
+        # A seed of its own: with the loss's, the noise and the times would come from the same random bits.
+        noisy = with_noise(stream, seed=keyed.mix(config.seed, 4), first_step=first_step, first_row=share.start)
         stream = couple_ahead(noisy, coupling)  # type: ignore[assignment]
 
     def save(step: int) -> Path:
@@ -178,6 +183,8 @@ def fit(
                 if log is not None:
                     log.write(done, loss=mean, learning_rate=learning_rate(config, step), images_per_second=speed,
                               seconds=time.perf_counter() - started)  # fmt: skip
+            if due:
+                _check_weights(model, done, folder)
             if due and folder is not None:
                 if accelerator.is_main_process:
                     written = save(done)
@@ -278,11 +285,21 @@ def _check_finite(recent: Tensor, first: int, folder: Path | None) -> None:
     if bool(finite.all()):
         return
     step = first + int((~finite).nonzero()[0]) + 1
+    raise _not_finite(f"the loss is {float(recent[step - first - 1])} at step {step}", folder)
+
+
+def _check_weights(model: nn.Module, step: int, folder: Path | None) -> None:
+    """A finite loss may have an infinite gradient: the weights would be stored before the next loss tells."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise _not_finite(f"the weights {name} are not finite after step {step}", folder)
+
+
+def _not_finite(what: str, folder: Path | None) -> FloatingPointError:
     kept = [] if folder is None else checkpoints.available(folder / "checkpoints")
     where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"
-    raise FloatingPointError(
-        f"the loss is {float(recent[step - first - 1])} at step {step}; {where}. "
-        "Try a lower learning rate, gradient_clip=1.0 or precision='fp32', and look for NaN in the data"
+    return FloatingPointError(
+        f"{what}; {where}. Try a lower learning rate, gradient_clip=1.0 or precision='fp32', and look for NaN in the data"
     )
 
 

@@ -13,6 +13,7 @@ Unknown sections and unknown keys are refused.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -72,7 +73,7 @@ def read(recipe: str | Path, overrides: list[str] | None = None) -> Recipe:
         text = Path(recipe).read_text()
     else:
         raise FileNotFoundError(f"recipe: {recipe} is neither a file nor one of {', '.join(names())}")
-    content = yaml.safe_load(text)
+    content = _yaml(text)
     if not isinstance(content, dict):
         raise ValueError(f"recipe: {recipe} holds no sections; expected {', '.join(SECTIONS)}")
     for override in overrides or []:
@@ -80,7 +81,9 @@ def read(recipe: str | Path, overrides: list[str] | None = None) -> Recipe:
         section, dot, field = key.partition(".")
         if not (separator and dot):
             raise ValueError(f"override: expected section.key=value; got {override!r}")
-        content.setdefault(section, {})[field] = yaml.safe_load(value)
+        if not isinstance(content.setdefault(section, {}), dict):
+            raise ValueError(f"recipe: the section {section!r} of {recipe} holds no keys; got {content[section]!r}")
+        content[section][field] = _yaml(value)
     _check(content)
     return content
 
@@ -121,6 +124,8 @@ def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Ten
     if "preview" not in recipe:
         return None
     options = {"steps": 20, "guidance": 1.0, "method": "heun", **recipe["preview"]}
+    if not hasattr(model, "size"):
+        raise ValueError(f"preview: expected a model of images; got {recipe['model']['name']}")
     classes: int | None = getattr(model, "num_classes", None)
     shape = (int(model.channels), int(model.size), int(model.size))  # type: ignore[arg-type]
 
@@ -137,9 +142,27 @@ def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Ten
     return preview
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but ``1e-3`` is a number: as written in Python and everywhere else, without a dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe: expected YAML; {error}") from error
+
+
 def _check(recipe: Recipe) -> None:
-    for section in recipe:
+    for section, content in recipe.items():
         _validate.one_of("recipe section", section, SECTIONS)
+        if not isinstance(content, dict):
+            raise ValueError(f"recipe: the section {section!r} holds no keys; got {content!r}")
     for section in ("model", "data", "loss", "train"):
         if not isinstance(recipe.get(section), dict):
             raise ValueError(f"recipe: the section {section!r} is missing or holds no keys")
@@ -150,6 +173,12 @@ def _check(recipe: Recipe) -> None:
     _keys("data", recipe["data"], DATA[recipe["data"]["name"]])
     _keys("loss", recipe["loss"], LOSSES[recipe["loss"]["name"]])
     _keys("train", recipe["train"], TrainConfig)
+    if "path" in recipe["loss"]:
+        path = recipe["loss"]["path"]
+        if not isinstance(path, dict):
+            raise ValueError(f"recipe: loss.path is a section, for example {{name: linear}}; got {path!r}")
+        _validate.one_of("loss.path.name", path.get("name"), tuple(PATHS))
+        _keys("loss.path", path, PATHS[path["name"]])
     if "coupling" in recipe:
         _validate.one_of("coupling.name", recipe["coupling"].get("name"), tuple(COUPLINGS))
         _keys("coupling", recipe["coupling"], COUPLINGS[recipe["coupling"]["name"]])
