@@ -63,6 +63,13 @@ class LabelEmbedding(nn.Embedding):
         return super().forward(y)
 
 
+def check_dtype(x: Tensor, weight: Tensor) -> None:
+    """x is floating point, of the weights' own dtype unless autocast takes care of it."""
+    _validate.float_tensor("x", x)
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"x: expected the dtype of the model's weights, {weight.dtype}; got {x.dtype}")
+
+
 def batch_of_times(t: Tensor | float, x: Tensor) -> Tensor:
     """A scalar time or one per sample -> shape (B,), with the dtype and device of x."""
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)

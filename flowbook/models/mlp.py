@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbook import _validate
-from flowbook.models.embedding import LabelEmbedding, TimeEmbedding, batch_of_times
+from flowbook.models.embedding import LabelEmbedding, TimeEmbedding, batch_of_times, check_dtype
 
 
 class MLP(nn.Module):
@@ -34,6 +34,9 @@ class MLP(nn.Module):
         _validate.positive_int("dim", dim)
         _validate.positive_int("hidden", hidden)
         _validate.positive_int("depth", depth)
+        if num_classes is not None:
+            _validate.positive_int("num_classes", num_classes)
+            _validate.positive_int("hidden", hidden, at_least=4)  # a label gets a quarter of it
         self.arguments = {"dim": dim, "hidden": hidden, "depth": depth, "num_classes": num_classes, "time_dim": time_dim}
         self.dim, self.num_classes, self.null_label = dim, num_classes, num_classes
         self.time = TimeEmbedding(time_dim, scale=4.0)
@@ -48,6 +51,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x: expected shape (B, {self.dim}); got {tuple(x.shape)}")
+        check_dtype(x, self.layers[0].weight)  # type: ignore[arg-type]
         features = [x, self.time(batch_of_times(t, x))]
         if self.label is not None:
             features.append(self.label(y, len(x)))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowbook import _validate
-from flowbook.models.embedding import LabelEmbedding, TimeEmbedding, batch_of_times
+from flowbook.models.embedding import LabelEmbedding, TimeEmbedding, batch_of_times, check_dtype
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -152,12 +152,13 @@ class UNet(nn.Module):
                 current = width * multiplier
                 if i == blocks and level > 0:
                     upsample = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(current, current, 3, padding=1))
-                    self.up[-1].append(upsample)
+                    self.up[-1].append(upsample)  # type: ignore[operator]
         self.outputs = nn.Sequential(group_norm(current), nn.SiLU(), zero(nn.Conv2d(current, channels * patch**2, 3, padding=1)))
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
         if x.dim() != 4 or x.shape[1:] != (self.channels, self.size, self.size):
             raise ValueError(f"x: expected shape (B, {self.channels}, {self.size}, {self.size}); got {tuple(x.shape)}")
+        check_dtype(x, self.inputs.weight)
         embedding = self.time(batch_of_times(t, x))
         if self.label is not None:
             embedding = embedding + self.label(y, len(x))
@@ -167,13 +168,16 @@ class UNet(nn.Module):
 
         h = self.inputs(F.pixel_unshuffle(x, self.patch))
         skips = [h]
-        for layer, attend in self.down:
+        layer: nn.Module
+        attend: nn.Module
+        upsample: list[nn.Module]
+        for layer, attend in self.down:  # type: ignore[misc]
             h = layer(h, embedding) if isinstance(layer, ResidualBlock) else layer(h)
             h = attend(h)
             skips.append(h)
         layer, attend = self.middle
         h = attend(layer(h, embedding))
-        for layer, attend, *upsample in self.up:
+        for layer, attend, *upsample in self.up:  # type: ignore[misc]
             h = attend(layer(torch.cat([h, skips.pop()], dim=1), embedding))
             for module in upsample:
                 h = module(h)
