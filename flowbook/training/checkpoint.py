@@ -76,8 +76,12 @@ def read(path: Path) -> Checkpoint:
         said = {name: state[name] for name in ("step", "config", "model", "recipe")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint: {path / 'state.json'} is damaged or of another program: {error!r}") from error
-    tensors = {name: _load_tensors(path / f"{name}.safetensors") for name in ("weights", "average", "optimizer")}
-    return Checkpoint(**said, **tensors)
+    return Checkpoint(
+        **said,
+        weights=_load_tensors(path / "weights.safetensors"),
+        average=_load_tensors(path / "average.safetensors"),
+        optimizer=_load_tensors(path / "optimizer.safetensors"),
+    )
 
 
 def available(folder: Path) -> list[Path]:

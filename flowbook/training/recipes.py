@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,7 @@ def _keys(section: str, content: dict[str, Any], target: Callable[..., Any]) -> 
         raise ValueError(f"recipe: {section} has no key {', '.join(unknown)}; it has {', '.join(sorted(known))}")
 
 
-def _named(section: dict[str, Any], table: dict[str, Callable[..., Any]]) -> Any:
+def _named(section: dict[str, Any], table: Mapping[str, Callable[..., Any]]) -> Any:
     arguments = dict(section)
     name = arguments.pop("name", None)
     _validate.one_of("name", name, tuple(table))
