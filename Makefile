@@ -1,0 +1,68 @@
+# `make book` and `make test` are all that is needed; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+MATHJAX := 3.2.2
+MATHJAX_FILE := .cache/extra/mathjax/tex-svg-full.js
+LOCK := uv pip compile --universal --python-version 3.11 --extra book --extra test --no-annotate --no-header \
+	--no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# One machine may hold several virtual environments; Jupyter's kernels are to come from this one.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book test notebooks lint clean home lock venv
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 20
+
+book: $(STAMP) $(MATHJAX_FILE)  ## render the book; warnings are errors
+	$(VENV)/bin/jupyter-book build --quiet -n -W --keep-going --path-output . --config _config.yml book
+	@echo "The book is at $(CURDIR)/_build/html/index.html"
+
+test: $(STAMP)  ## run every test and replay every notebook
+	$(RUN) -m pytest
+
+notebooks: $(STAMP)  ## run the notebooks again and store what they print; NOTEBOOKS="book/03*.ipynb" for some
+	$(RUN) scripts/notebooks.py $(or $(NOTEBOOKS),book/*.ipynb)
+
+lint: $(STAMP)  ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+home: $(STAMP)  ## write the project's public address: make home REPO=owner/name
+	$(RUN) scripts/home.py "$(REPO)"
+
+lock: pyproject.toml  ## choose and pin the versions anew (needs uv)
+	@command -v uv >/dev/null || { echo "make lock needs uv: pip install uv"; exit 1; }
+	$(LOCK)
+
+clean:  ## remove what was built and installed
+	rm -rf _build .cache .pytest_cache .mypy_cache .ruff_cache $(VENV) *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv: $(STAMP)  ## create the virtual environment, and nothing else
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13))' || { \
+		echo "flowbook needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+		echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --no-deps -r requirements.lock
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Mathematics without the network: one file of MathJax, fetched once, is copied into the book.
+$(MATHJAX_FILE):
+	@command -v npm >/dev/null || { \
+		echo "make book fetches MathJax with npm, which is not here. Install Node.js, or put tex-svg-full.js of"; \
+		echo "MathJax $(MATHJAX) at $@ by hand."; exit 1; }
+	@mkdir -p $(@D)
+	cd .cache && npm pack --silent mathjax@$(MATHJAX) && tar xzf mathjax-$(MATHJAX).tgz package/es5/tex-svg-full.js
+	mv .cache/package/es5/tex-svg-full.js $@
+	@rm -rf .cache/package .cache/mathjax-$(MATHJAX).tgz
+	@touch $@
