@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-"""Samples that share one generator: a process draws whole blocks and keeps its own rows."""
+"""Samples that share one generator; a process draws whole blocks and keeps its own rows."""
 
 
 @dataclass
