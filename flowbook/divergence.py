@@ -20,7 +20,7 @@ from flowbook._model import Velocity, call
 LOOP_UP_TO = 8
 """Up to this many dimensions a plain loop of backward passes beats a batched one."""
 CHUNK_ELEMENTS = 2**22
-"""Elements of the derivative products that are computed at once: bounds the memory of the exact trace."""
+"""Elements of the derivative products that are computed at once; this bounds the memory of the exact trace."""
 
 
 def divergence(
