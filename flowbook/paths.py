@@ -54,7 +54,7 @@ class Path(ABC):
 
     @property
     def last_velocity_time(self) -> float:
-        """The last time at which the conditional velocity is finite: training draws t up to here."""
+        """The last time at which the conditional velocity is finite; training draws t up to here."""
         return 1.0
 
     def sigma_sigma_dot(self, t: Tensor | float) -> Tensor:

@@ -32,7 +32,7 @@ class TrainResult:
     """What a run leaves behind."""
 
     velocity: nn.Module
-    """The averaged weights, in eval mode: the ones to sample with."""
+    """The averaged weights, in eval mode, to sample with."""
     live: nn.Module
     """The module that was passed in, with the weights of the last step."""
     step: int
