@@ -298,6 +298,6 @@ def _from_torchvision(name: str, split: str, root: str | Path | None) -> ImageTe
 
 
 __all__ = [
-    "Pairs", "Planar", "checkerboard", "cifar10", "data_root", "digits", "eight_gaussians", "fashion_mnist", "image_folder",
-    "mnist", "moons", "pinwheel", "spirals", "to_unit_interval", "two_gaussians",
+    "Pairs", "Planar", "Source", "checkerboard", "cifar10", "data_root", "digits", "eight_gaussians", "fashion_mnist",
+    "image_folder", "mnist", "moons", "pinwheel", "spirals", "to_unit_interval", "two_gaussians",
 ]  # fmt: skip
