@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"name": "python"}
 CELL_METADATA = ("tags", "mystnb")
-OUTPUT_METADATA = {"scrapbook"}
+OUTPUT_METADATA = ("scrapbook",)
 SECONDS_PER_CELL = 300
 
 
@@ -30,7 +30,8 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in CELL_METADATA if key in cell.metadata})
         for output in cell.get("outputs", []):
             if "metadata" in output:
-                output.metadata = nbformat.from_dict({key: output.metadata[key] for key in OUTPUT_METADATA & {*output.metadata}})
+                kept = {key: output.metadata[key] for key in OUTPUT_METADATA if key in output.metadata}
+                output.metadata = nbformat.from_dict(kept)
     return notebook
 
 

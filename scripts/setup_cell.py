@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 UNSET = "https://github.com/_unset_/flowbook"
 """The address while there is none. GitHub's account names hold no underscore at the start, so nobody can own it."""
 
-TEMPLATE = '''\
+TEMPLATE = """\
 # Installs flowbook where it is missing, as in Colab, and leaves torch and NumPy as they are. Elsewhere: seed and style.
 import importlib.metadata
 import importlib.util
@@ -40,7 +40,7 @@ from flowbook import plotting
 torch.manual_seed(0)
 torch.set_num_threads(1)
 plotting.set_style()
-'''
+"""
 
 
 def read_home() -> str:
