@@ -1,4 +1,4 @@
-"""The command line: ``flowbook train RECIPE``, ``flowbook sample CHECKPOINT``, ``flowbook recipes``."""
+"""The command line: ``flowbook train RECIPE``, ``sample``, ``score`` and ``export CHECKPOINT``, ``recipes``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +43,20 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(run=_sample)
 
+    score = commands.add_parser("score", help="class accuracy and Frechet distance of digits, as JSON")
+    score.add_argument("checkpoint", help="folder of a run or checkpoint, or the name of shipped weights (mnist)")
+    score.add_argument("--n", type=int, default=10_000, help="samples, equally many of each class")
+    score.add_argument("--method", default="heun")
+    score.add_argument("--steps", type=int, default=12)
+    score.add_argument("--guidance", type=float, default=1.0)
+    score.add_argument("--seed", type=int, default=0)
+    score.set_defaults(run=_score)
+
+    export = commands.add_parser("export", help="write a checkpoint's averaged weights as one small file")
+    export.add_argument("checkpoint", help="folder of a run or checkpoint")
+    export.add_argument("out", type=Path, help="the file, ....safetensors")
+    export.set_defaults(run=_export)
+
     recipes = commands.add_parser("recipes", help="list the recipes of the package")
     recipes.set_defaults(run=_recipes)
     return parser
@@ -57,17 +72,21 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _load(checkpoint: str) -> Any:
+    """Shipped weights by name, else the averaged weights of a run."""
+    from flowbook import models, training
+
+    return models.load_pretrained(checkpoint) if checkpoint in models.PRETRAINED else training.load(checkpoint)
+
+
 def _sample(options: argparse.Namespace) -> int:
     import torch
     from torchvision.utils import make_grid, save_image
 
-    from flowbook import models, solvers, training
+    from flowbook import solvers
     from flowbook.flow_matching import guided
 
-    if options.checkpoint in models.PRETRAINED:
-        velocity = models.load_pretrained(options.checkpoint)
-    else:
-        velocity = training.load(options.checkpoint)
+    velocity = _load(options.checkpoint)
     classes = getattr(velocity, "num_classes", None)
     generator = torch.Generator().manual_seed(options.seed)
     y = None
@@ -90,6 +109,34 @@ def _sample(options: argparse.Namespace) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_image(grid, options.out)
     print(f"{count} samples, {solution.nfe} evaluations each, in {options.out}")
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    import dataclasses
+    import json
+
+    from flowbook import models, scores, solvers
+
+    judge, reference = models.load_classifier("mnist"), models.load_moments("mnist")["test"]
+    steps = options.steps if options.method in solvers.FIXED else None
+    result = scores.score_velocity(
+        _load(options.checkpoint), judge, reference, n=options.n, guidance=options.guidance, method=options.method,
+        steps=steps, seed=options.seed,
+    )  # fmt: skip
+    print(json.dumps(dataclasses.asdict(result), indent=2))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from flowbook import training
+    from flowbook.models import pretrained
+    from flowbook.training import checkpoint as checkpoints
+
+    path = checkpoints.locate(options.checkpoint)
+    stored = checkpoints.read(path)
+    pretrained.export(training.load(path), options.out, step=stored.step, recipe=stored.recipe)
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
     return 0
 
 

@@ -98,6 +98,8 @@ def _draw(function: Callable[..., Tensor], shape: torch.Size, like: Tensor) -> T
     for block in range(key.first // BLOCK, -(-(key.first + rows) // BLOCK)):
         generator.manual_seed(mix(key.seed, key.step, key.draws, block))
         blocks.append(function(BLOCK, *rest, generator=generator, dtype=like.dtype, device=like.device))
+    if not blocks:
+        return like.new_empty(shape)
     drawn = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
     start = key.first % BLOCK
     return drawn[start : start + rows]

@@ -1,0 +1,83 @@
+"""Scores of generated images: does a sample show what was asked for, and are samples spread as the data are?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowbook import _validate, metrics
+from flowbook._model import Velocity
+from flowbook.flow_matching import guided
+from flowbook.models.classifier import Classifier, features_and_labels
+from flowbook.solvers import sample
+
+Moments = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one set of samples, with what they depend on."""
+
+    class_accuracy: float
+    """Share of samples in which the judge sees the label that was asked for."""
+    frechet: float
+    """Squared Frechet distance to the reference, in the judge's features; compare equal ``samples`` only."""
+    samples: int
+    nfe: int
+    """Model calls for each sample; a guided evaluation counts two."""
+    guidance: float
+    method: str
+    steps: int | None
+    seed: int
+
+
+@torch.no_grad()
+def score_images(images: Tensor, labels: Tensor, judge: Classifier, reference: Moments) -> tuple[float, float]:
+    """Class accuracy and Frechet distance of given images.
+
+    Args:
+        images: (n, C, H, W) in [-1, 1]; clipped to it, as a viewer would.
+        labels: (n,), what was asked for.
+        judge: a trained classifier.
+        reference: mean and covariance of real images' features, see :func:`flowbook.models.load_moments`.
+
+    Example:
+        >>> from flowbook import models
+        >>> judge, reference = models.load_classifier("mnist"), models.load_moments("mnist")["test"]
+        >>> accuracy, frechet = score_images(torch.zeros(100, 1, 28, 28), torch.arange(100) % 10, judge, reference)
+        >>> accuracy, frechet > 10
+        (0.10000000149011612, True)
+    """
+    _validate.labels("labels", labels, len(images), classes=judge.num_classes)
+    features, seen = features_and_labels(judge, images.clamp(-1, 1))
+    return float((seen == labels).float().mean()), metrics.frechet_from_moments(metrics.moments(features), reference)
+
+
+def score_velocity(
+    velocity: Velocity, judge: Classifier, reference: Moments, *, n: int = 10_000, guidance: float = 1.0,
+    method: str = "heun", steps: int | None = 12, seed: int = 0, batch_size: int = 500,
+) -> Scores:  # fmt: skip
+    """Draw n images, the same number of every class, and score them.
+
+    Args:
+        velocity: a class-conditional velocity on images; its null label is ``judge.num_classes``.
+        judge, reference: as in :func:`score_images`.
+        guidance: scale of classifier-free guidance; 1 is none.
+        method, steps: the solver.
+        seed: of the noise.
+        batch_size: images solved at once; it does not change the noise.
+    """
+    _validate.positive_int("n", n)
+    generator = torch.Generator().manual_seed(seed)
+    field = velocity if guidance == 1.0 else guided(velocity, guidance, judge.num_classes)
+    labels = torch.arange(n) % judge.num_classes
+    images, nfe = [], 0
+    for part in labels.split(batch_size):
+        x0 = torch.randn(len(part), judge.channels, judge.size, judge.size, generator=generator)
+        solution = sample(field, x0, y=part, method=method, steps=steps)
+        images.append(solution.x)
+        nfe = solution.nfe
+    accuracy, frechet = score_images(torch.cat(images), labels, judge, reference)
+    return Scores(accuracy, frechet, n, nfe, guidance, method, steps, seed)
