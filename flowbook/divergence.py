@@ -155,10 +155,11 @@ def _vector_jacobian(v: Tensor, x: Tensor, vectors: Tensor, create_graph: bool) 
             v, x, vectors[0], retain_graph=True, create_graph=create_graph, materialize_grads=True
         )
         return product[None]
+    # Not materialize_grads: for a velocity that ignores x, its zeros would lack the batch of vectors.
     (products,) = torch.autograd.grad(
-        v, x, vectors, retain_graph=True, create_graph=create_graph, materialize_grads=True, is_grads_batched=True
+        v, x, vectors, retain_graph=True, create_graph=create_graph, allow_unused=True, is_grads_batched=True
     )
-    return products
+    return torch.zeros_like(vectors) if products is None else products
 
 
 def _check(x: Tensor, t: Tensor | float, y: Tensor | None) -> None:

@@ -1,0 +1,270 @@
+"""Law 6: the exact divergence is the trace of the Jacobian; Hutchinson's estimate scatters around it as the formula says."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from helpers import MIXTURE, NAN, normal, randomised, seeded
+from torch import Tensor
+
+from flowbook import divergence as module
+from flowbook.divergence import divergence, hutchinson, rademacher
+from flowbook.models import MLP, UNet
+from flowbook.paths import LinearPath
+
+
+def small_mlp(dim: int) -> MLP:
+    return randomised(MLP(dim, hidden=16, num_classes=3).double(), scale=0.4)  # type: ignore[return-value]
+
+
+def small_unet() -> UNet:
+    network = UNet(2, size=4, width=8, multipliers=(1, 2), blocks=1, attention=(4, 2), num_classes=3)
+    return randomised(network.double())  # type: ignore[return-value]
+
+
+CASES = {
+    "one number per sample": (lambda x, t, y: torch.sin(x) * t.reshape(-1), (5,)),
+    "MLP, loop over dimensions": (small_mlp(2), (5, 2)),
+    "MLP, at the edge of the loop": (small_mlp(8), (3, 8)),
+    "MLP, batched": (small_mlp(9), (3, 9)),
+    "MLP, 64 dimensions": (small_mlp(64), (3, 64)),
+    "U-Net with attention": (small_unet(), (2, 2, 4, 4)),
+}
+cases = pytest.mark.parametrize(("velocity", "shape"), CASES.values(), ids=CASES)
+
+
+def inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    batch = shape[0]
+    return normal(*shape), torch.linspace(0.1, 0.9, batch, dtype=torch.float64), torch.arange(batch) % 3
+
+
+def jacobians(velocity, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """The Jacobian of each sample by itself, (B, D, D)."""
+    return torch.stack([
+        torch.autograd.functional.jacobian(lambda point, n=n: velocity(point, t[n : n + 1], y[n : n + 1]), x[n : n + 1])
+        .reshape(x[n].numel(), x[n].numel())
+        for n in range(len(x))
+    ])  # fmt: skip
+
+
+@cases
+def test_exact_is_the_trace_of_the_jacobian(velocity, shape: tuple[int, ...]) -> None:
+    x, t, y = inputs(shape)
+    v, div = divergence(velocity, x, t, y=y)
+    trace = jacobians(velocity, x, t, y).diagonal(dim1=1, dim2=2).sum(1)
+    assert trace.abs().min() > 1e-4
+    torch.testing.assert_close(div, trace, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(v, velocity(x, t, y).detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 8, 9, 64])
+def test_exact_on_a_linear_field_is_the_trace_with_its_sign(dim: int) -> None:
+    matrix = normal(dim, dim)
+    _, div = divergence(lambda x, t: x @ matrix.T, normal(4, dim, seed=1), 0.3)
+    torch.testing.assert_close(div, matrix.trace().expand(4))
+    _, minus = divergence(lambda x, t: -x, normal(4, dim), 0.3)
+    torch.testing.assert_close(minus, torch.full((4,), -float(dim), dtype=torch.float64))
+
+
+def test_exact_takes_the_diagonal_and_not_the_first_column() -> None:
+    scales = torch.tensor([1.0, 3.0, 9.0])
+    assert divergence(lambda x, t: x * scales, torch.ones(2, 3), 0.5)[1].tolist() == [13.0, 13.0]
+
+
+@cases
+@pytest.mark.parametrize("elements", [1, 200])
+def test_chunks_change_nothing(velocity, shape: tuple[int, ...], elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, t, y = inputs(shape)
+    whole = divergence(velocity, x, t, y=y)[1]
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
+    torch.testing.assert_close(divergence(velocity, x, t, y=y)[1], whole, rtol=1e-12, atol=1e-12)
+
+
+@cases
+def test_loop_and_batched_products_agree(velocity, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, t, y = inputs(shape)
+    values = []
+    for limit in (0, 10_000):
+        monkeypatch.setattr(module, "LOOP_UP_TO", limit)
+        values.append(divergence(velocity, x, t, y=y)[1])
+    torch.testing.assert_close(*values, rtol=1e-12, atol=1e-12)
+
+
+WEIGHT = torch.ones(1, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("velocity", [
+    lambda x, t: torch.full_like(x, 2.0), lambda x, t: (WEIGHT * t).expand(x.shape), lambda x, t: torch.zeros_like(x),
+])  # fmt: skip
+@pytest.mark.parametrize("shape", [(4, 2), (4, 3, 2, 2)])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_velocity_that_does_not_depend_on_x_has_none(velocity, shape: tuple[int, ...], create_graph: bool) -> None:
+    x = normal(*shape)
+    for extra in ({}, {"method": "hutchinson", "noise": rademacher(3, like=x)}):
+        _, div = divergence(velocity, x, 0.5, create_graph=create_graph, **extra)
+        assert torch.equal(div, torch.zeros(4, dtype=torch.float64))
+
+
+def test_the_gaussian_flow_spreads_as_its_density_says() -> None:
+    # Along the flow of one component d log p / dt = -div, and the flow is linear: div = D * d log std / dt.
+    t, y = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64), torch.arange(3)
+    path = LinearPath()
+    variance = path.alpha(t) ** 2 * MIXTURE.stds**2 + path.sigma(t) ** 2
+    rate = 2 * (path.alpha(t) * path.alpha_dot(t) * MIXTURE.stds**2 + path.sigma(t) * path.sigma_dot(t)) / variance
+    _, div = divergence(MIXTURE.as_velocity(path), normal(3, 2), t, y=y)
+    torch.testing.assert_close(div, rate)
+
+
+# Hutchinson -------------------------------------------------------------------------------------------------------------
+
+
+def all_signs(dim: int, like: Tensor) -> Tensor:
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=dim))).to(like)
+    return signs[:, None].expand(-1, len(like), -1).reshape(-1, *like.shape)
+
+
+def formula(jacobian: Tensor) -> Tensor:
+    """The variance of one Rademacher probe: 2 ||off-diagonal of the symmetric part||_F^2."""
+    symmetric = (jacobian + jacobian.transpose(1, 2)) / 2
+    off = symmetric - torch.diag_embed(symmetric.diagonal(dim1=1, dim2=2))
+    return 2 * off.square().sum((1, 2))
+
+
+def test_over_all_signs_hutchinson_has_the_exact_mean_and_the_variance_of_the_formula() -> None:
+    velocity, (x, t, y) = small_mlp(6), inputs((3, 6))
+    _, estimates = hutchinson(velocity, x, t, y=y, noise=all_signs(6, x))
+    assert estimates.shape == (64, 3)
+    torch.testing.assert_close(estimates.mean(0), divergence(velocity, x, t, y=y)[1], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(estimates.var(0, correction=0), formula(jacobians(velocity, x, t, y)), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize(("velocity", "shape"), [(small_mlp(12), (2, 12)), (small_unet(), (2, 2, 4, 4))])
+def test_drawn_probes_scatter_by_the_formula_s_standard_error(velocity, shape: tuple[int, ...]) -> None:
+    x, t, y = inputs(shape)
+    probes = 1024
+    noise = rademacher(probes, like=x, generator=seeded())
+    _, estimates = hutchinson(velocity, x, t, y=y, noise=noise)
+    exact, std = divergence(velocity, x, t, y=y)[1], formula(jacobians(velocity, x, t, y)).sqrt()
+    assert ((estimates.mean(0) - exact).abs() < 4 * std / math.sqrt(probes)).all()
+    torch.testing.assert_close(estimates.std(0), std, rtol=0.15, atol=0)
+
+
+def test_probes_are_averaged_not_summed() -> None:
+    x = normal(4, 3)
+    for probes in (1, 2, 7):
+        _, div = divergence(lambda x, t: 2 * x, x, 0.5, method="hutchinson", noise=rademacher(probes, like=x))
+        torch.testing.assert_close(div, torch.full((4,), 6.0, dtype=torch.float64))
+
+
+def test_the_same_probes_give_the_same_field() -> None:
+    velocity, (x, t, y) = small_mlp(6), inputs((3, 6))
+    noise = rademacher(1, like=x)
+    state = torch.get_rng_state()
+    first = divergence(velocity, x, t, y=y, method="hutchinson", noise=noise)[1]
+    assert torch.equal(divergence(velocity, x, t, y=y, method="hutchinson", noise=noise)[1], first)
+    assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn
+    per_probe = (noise[0] * torch.einsum("bij,bj->bi", jacobians(velocity, x, t, y), noise[0])).sum(1)
+    torch.testing.assert_close(first, per_probe, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rademacher_draws_fair_signs(dtype: torch.dtype) -> None:
+    noise = rademacher(100, like=torch.empty(10, 3, 4, dtype=dtype), generator=seeded())
+    assert noise.shape == (100, 10, 3, 4) and noise.dtype == dtype
+    assert torch.equal(noise.abs(), torch.ones_like(noise))
+    assert abs(float(noise.float().mean())) < 4 / math.sqrt(12_000)
+    assert torch.equal(noise, rademacher(100, like=torch.empty(10, 3, 4, dtype=dtype), generator=seeded()))
+
+
+# Gradients of the divergence ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+@pytest.mark.parametrize("dim", [2, 10])
+def test_create_graph_gives_the_gradients_of_the_divergence(method: str, dim: int) -> None:
+    matrix, x = 0.5 * normal(dim, dim, seed=1), normal(3, dim)
+    noise = rademacher(2, like=x, generator=seeded()) if method == "hutchinson" else None
+    matrix.requires_grad_()
+    x.requires_grad_()
+
+    def both(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        return divergence(lambda x, t: torch.sin(x @ matrix.T), x, 0.5, method=method, noise=noise, create_graph=True)
+
+    assert torch.autograd.gradcheck(both, (x, matrix))
+
+
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+def test_create_graph_reaches_the_weights_of_a_unet_with_attention(method: str) -> None:
+    network, (x, t, y) = small_unet(), inputs((2, 2, 4, 4))
+    noise = rademacher(1, like=x, generator=seeded()) if method == "hutchinson" else None
+    weight = network.outputs[-1].weight
+    direction = normal(*weight.shape, seed=5)
+
+    def total() -> Tensor:
+        return divergence(network, x, t, y=y, method=method, noise=noise, create_graph=True)[1].sum()
+
+    (gradient,) = torch.autograd.grad(total(), weight)
+    with torch.no_grad():
+        weight += 1e-5 * direction
+        above = float(total())
+        weight -= 2e-5 * direction
+        below = float(total())
+    assert float((gradient * direction).sum()) == pytest.approx((above - below) / 2e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+def test_detached_unless_asked_and_at_home_under_no_grad(method: str) -> None:
+    velocity, (x, t, y) = small_mlp(6), inputs((3, 6))
+    noise = rademacher(1, like=x, generator=seeded()) if method == "hutchinson" else None
+    x.requires_grad_()
+    v, div = divergence(velocity, x, t, y=y, method=method, noise=noise)
+    assert not v.requires_grad and not div.requires_grad
+    with torch.no_grad():
+        assert torch.equal(divergence(velocity, x, t, y=y, method=method, noise=noise)[1], div)
+    assert all(p.grad is None for p in velocity.parameters())
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (0, 20), (1, 1), (1, 3, 1, 1)])
+def test_empty_and_tiny_batches(shape: tuple[int, ...]) -> None:
+    x = torch.zeros(shape)
+    torch.testing.assert_close(divergence(lambda x, t: 2 * x, x, 0.5)[1], torch.full((shape[0],), 2.0 * x.shape[1:].numel()))
+
+
+@pytest.mark.parametrize("t", [0, 1, 1 + 1e-7, torch.tensor(0.5)])
+def test_non_contiguous_states_and_every_form_of_time(t) -> None:
+    x = normal(9, 3).T
+    velocity = small_mlp(9)
+    torch.testing.assert_close(divergence(velocity, x, t)[1], divergence(velocity, x.contiguous(), t)[1])
+
+
+X = torch.zeros(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: divergence(lambda x, t: x, X.long(), 0.5), TypeError, "x: .*int64"),
+        (lambda: divergence(lambda x, t: x, X, 2.0), ValueError, "t: .*2"),
+        (lambda: divergence(lambda x, t: x, X, NAN), ValueError, "t: .*nan"),
+        (lambda: divergence(lambda x, t: x, X, torch.zeros(2)), ValueError, r"t: .*\(3,\).*\(2,\)"),
+        (lambda: divergence(lambda x, t: x, X, 0.5, method="trace"), ValueError, "method: .*'exact'.*'trace'"),
+        (lambda: divergence(lambda x, t: x, X, 0.5, noise=X[None]), ValueError, "noise: the exact divergence takes none"),
+        (lambda: divergence(lambda x, t: x, X, 0.5, method="hutchinson"), ValueError, "noise: .*rademacher"),
+        (lambda: hutchinson(lambda x, t: x, X, 0.5, noise=X), ValueError, r"noise: .*\(P, 3, 2\).*\(3, 2\)"),
+        (lambda: hutchinson(lambda x, t: x, X, 0.5, noise=X[None].double()), TypeError, "noise: .*float32.*float64"),
+        (lambda: hutchinson(lambda x, t: x, X, 0.5, noise=X[None].int()), TypeError, "noise: .*int32"),
+        (lambda: hutchinson(lambda x, t: x, X.int(), 0.5, noise=X[None]), TypeError, "x: .*int32"),
+        (lambda: divergence(lambda x, t: x[:, :1], X, 0.5), ValueError, r"velocity\(x, t, y\): .*\(3, 2\).*\(3, 1\)"),
+        (lambda: divergence(lambda x, t: None, X, 0.5), TypeError, r"velocity\(x, t, y\): .*NoneType"),
+        (lambda: divergence(lambda x, t, y: x, X, 0.5, y=torch.zeros(3)), TypeError, "y: .*float32"),
+        (lambda: divergence(lambda x, t: x, X, 0.5, probes=3), TypeError, "probes"),
+        (lambda: rademacher(0, like=X), ValueError, "probes: .*0"),
+        (lambda: rademacher(1, like=X.long()), TypeError, "like: .*int64"),
+    ],
+)
+def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
