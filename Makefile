@@ -14,14 +14,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks lint clean home lock venv
+.PHONY: help book pages test notebooks lint clean home lock venv
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 20
 
-book: $(STAMP) $(MATHJAX_FILE)  ## render the book; warnings are errors
-	$(VENV)/bin/jupyter-book build --quiet -n -W --keep-going --path-output . --config _config.yml book
+book: $(STAMP)  ## render the book; warnings are errors
+	@$(MAKE) --no-print-directory pages
 	@echo "The book is at $(CURDIR)/_build/html/index.html"
+
+# The tests call this one, with the Python that runs them.
+pages: $(MATHJAX_FILE)
+	$(RUN) -m jupyter_book build --quiet -n -W --keep-going --path-output . --config _config.yml book
 
 test: $(STAMP)  ## run every test and replay every notebook
 	$(RUN) -m pytest

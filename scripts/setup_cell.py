@@ -32,7 +32,7 @@ if importlib.util.find_spec("flowbook") is None:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         print(*held, sep="\\n", file=constraints, flush=True)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints.name]
-        subprocess.run([*pip, f"flowbook @ git+{home}"], check=True)
+        subprocess.run([*pip, f"git+{home}"], check=True)
     importlib.invalidate_caches()
 import torch
 from flowbook import plotting

@@ -1,8 +1,8 @@
 """What nbval lacks: numbers that a notebook prints are compared within a tolerance.
 
-A cell's new text agrees with the stored one when the words are equal and each number is close. Numbers with a decimal
-point or an exponent may differ by 1%, or by one unit of their last printed digit; whole numbers (counts, labels) must be
-equal. A cell tag such as ``rtol-0.05`` sets another tolerance for all numbers of its cell.
+A cell's new text agrees with the stored one when the words are equal and each number is close. Numbers with a point or
+an exponent may differ by 1%, or by one unit of their last printed digit; whole numbers (counts, labels) must be equal.
+A cell tag such as ``rtol-0.05`` sets another tolerance for all numbers of its cell.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ CHAPTERS = [name for name in PAGES if (ROOT / "book" / f"{name}.ipynb").exists()
 @pytest.fixture(scope="module", autouse=True)
 def _book() -> None:
     """The book as `make book` builds it; what is up to date is not built again."""
-    run = subprocess.run(["make", "--no-print-directory", "book"], cwd=ROOT, capture_output=True, text=True)
+    command = ["make", "--no-print-directory", "pages", f"RUN={sys.executable}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
