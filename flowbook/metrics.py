@@ -146,10 +146,13 @@ def _walk(velocity: Velocity, x0: Tensor, steps: int, y: Tensor | None) -> tuple
     """Euler's velocities and states, and the end."""
     _validate.float_tensor("x0", x0, min_dim=1, finite=True)
     _validate.positive_int("steps", steps)
+    if y is not None:
+        _validate.labels("y", y, len(x0))
     walked, x = [], x0
     with evaluating(velocity):
         for n in range(steps):
             v = call(velocity, x, torch.tensor(n / steps, dtype=x.dtype, device=x.device), y)
+            _validate.same_shape("velocity(x, t, y)", v, "x", x)
             walked.append((v, x))
             x = x + v / steps
     return walked, x
@@ -193,6 +196,7 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet_from_moments(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
     """:func:`frechet_distance` from stored means and covariances."""
     (mean_a, cov_a), (mean_b, cov_b) = ((m.double(), c.double().reshape(len(m), len(m))) for m, c in (a, b))
+    _validate.same_shape("b", mean_b, "a", mean_a)
     # tr (A B)^(1/2) = the sum of the square roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric.
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
