@@ -15,11 +15,12 @@ import nbformat
 import pytest
 import yaml
 from conftest import TAG
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
-from notebooks import clean  # noqa: E402
+from notebooks import clean, execute, write  # noqa: E402
 from setup_cell import read_home, setup_cell  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
@@ -238,6 +239,34 @@ def test_every_notebook_is_in_the_table_of_contents() -> None:
     toc = (ROOT / "book" / "_toc.yml").read_text(encoding="utf-8")
     assert NOTEBOOKS
     assert [path.name for path in NOTEBOOKS if f"file: {path.stem}\n" not in toc] == []
+
+
+# `make notebooks` ---------------------------------------------------------------------------------------------------
+
+
+def test_executing_stores_outputs_numbers_the_cells_and_gives_the_same_file_again(tmp_path: Path) -> None:
+    path = tmp_path / "one.ipynb"
+    cells = [nbformat.v4.new_code_cell(source) for source in ("x = 2", "print('a')\nprint('b', x)\nx")]
+    cells[0].metadata = {"tags": ["hide-input"], "collapsed": True, "execution": {"iopub.status.busy": "today"}}
+    write(nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {}}), path)
+    execute(path)
+    once = path.read_bytes()
+    execute(path)
+    assert path.read_bytes() == once
+    notebook = read(path)
+    assert run_once_from_top_to_bottom(notebook, path.name) == []
+    assert valid_and_without_volatile_metadata(notebook, path.name) == []
+    assert notebook.cells[0].metadata == {"tags": ["hide-input"]}
+    assert list(printed(notebook.cells[1])) == ["a\nb 2\n", "2"]
+
+
+def test_a_notebook_that_raises_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "one.ipynb"
+    write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")]), path)
+    before = path.read_bytes()
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        execute(path)
+    assert path.read_bytes() == before
 
 
 # The rules on notebooks that break them ---------------------------------------------------------------------------
