@@ -65,13 +65,16 @@ def flow_matching_loss(
         x0 = keyed.randn_like(x1)
     x0, x1, y = coupling(x0, x1, y)
     if t is None:
+        _validate.same_shape("x0", x0, "x1", x1)
         t = keyed.rand(len(x1), like=x1) * path.last_velocity_time
+        xt, target = path.interpolate_and_velocity(x0, x1, t)
+    else:
+        xt, target = path.interpolate(x0, x1, t), path.velocity(x0, x1, t)
     if label_dropout > 0:
         y = _drop_labels(velocity, x1, y, label_dropout, null_label)
-    xt = path.interpolate(x0, x1, t)
     v = call(velocity, xt, t, y)
     _validate.same_shape("velocity(xt, t, y)", v, "x1", x1)
-    return (v - path.velocity(x0, x1, t)).square().mean()
+    return (v - target).square().mean()
 
 
 def _drop_labels(velocity: Velocity, x1: Tensor, y: Tensor | None, dropout: float, null_label: int | None) -> Tensor:

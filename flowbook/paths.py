@@ -98,6 +98,23 @@ class Path(ABC):
             )
         return self.alpha_dot(t) * x1 + sigma_dot * x0
 
+    def interpolate_and_velocity(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`interpolate` and :meth:`velocity` at once, for a training step: nothing is checked.
+
+        Args:
+            x0, x1: noise and data, shape (B, ...).
+            t: times in [0, ``last_velocity_time``], shape (B,).
+
+        Returns:
+            xt and its velocity, each of shape (B, ...).
+
+        Example:
+            >>> LinearPath().interpolate_and_velocity(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.25]))
+            (tensor([[0.2500, 0.2500]]), tensor([[1., 1.]]))
+        """
+        t = _per_sample(t, x1)
+        return self.alpha(t) * x1 + self.sigma(t) * x0, self.alpha_dot(t) * x1 + self.sigma_dot(t) * x0
+
     def convert(
         self, value: Tensor, xt: Tensor, t: Tensor | float, source: str = "noise", target: str = "velocity"
     ) -> Tensor:

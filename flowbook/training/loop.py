@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from flowbook import _validate, keyed, models
 from flowbook._model import Velocity, evaluating
+from flowbook.batch import Batch
 from flowbook.couplings import Coupling, couple_ahead
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.average import AveragedWeights
-from flowbook.training.batches import Batch, batches, map_batch, with_noise
+from flowbook.training.batches import batches, map_batch, with_noise
 from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
 from flowbook.training.log import RunLog
 
@@ -143,6 +144,7 @@ def fit(
         return path
 
     model.train()
+    parameters = list(model.parameters())
     losses = torch.zeros(max(last_step - first_step, 0), device=device)
     written: Path | None = None
     checked = first_step
@@ -153,7 +155,8 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
             _seed_process(keyed.mix(config.seed, 3, step, rank), device)
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in parameters:
+                parameter.grad = None  # zero_grad() without the profiler's hooks, which cost 3% of a small step
             for part in range(config.accumulate):
                 rows_of_part = slice(part * rows, (part + 1) * rows)
                 piece = batch if config.accumulate == 1 else map_batch(lambda x: x[rows_of_part], batch)  # noqa: B023
@@ -161,10 +164,12 @@ def fit(
                 with contextlib.nullcontext() if processes == 1 or last_part else trained.no_sync():
                     with keyed.keyed(noise_seed, step, share.start + part * rows), _autocast(precision, device):
                         value = loss(trained, piece)
-                    (value if config.accumulate == 1 else value / config.accumulate).backward()
-                losses[step - first_step] += value.detach() / config.accumulate
+                    if config.accumulate > 1:
+                        value = value / config.accumulate
+                    value.backward()
+                losses[step - first_step] += value.detach()
             if config.gradient_clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+                torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
             optimizer.step()
             done = step + 1
             average.update(config.batch_size, done * config.batch_size)
