@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from conftest import adopt_close_texts, texts_agree
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_nbval_passes_close_numbers_and_fails_wrong_ones(
     cell = nbformat.v4.new_code_cell("print('value', 0.5)", execution_count=1, metadata={"tags": tags})
     cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=stored)]
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "one.ipynb")
-    (tmp_path / "conftest.py").write_text((HERE / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "conftest.py").write_text((ROOT / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
     arguments = ["--nbval", "--nbval-current-env", "-p", "no:cacheprovider", "-q", "one.ipynb"]
     run = subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == (0 if passes else 1), run.stdout + run.stderr
