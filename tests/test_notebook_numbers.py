@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
 from conftest import adopt_close_texts, texts_agree
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,9 +14,10 @@ from typing import Any
 import nbformat
 import pytest
 import yaml
-from conftest import TAG
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
+
+from conftest import TAG
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
