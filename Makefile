@@ -25,7 +25,7 @@ book: $(STAMP)  ## render the book; warnings are errors
 
 # The tests call this one, with the Python that runs them.
 pages: $(MATHJAX_FILE)
-	$(RUN) -c "from jupyter_book.cli.main import main; main()" build --quiet -n -W --keep-going --path-output . --config _config.yml book
+	$(RUN) -c "from jupyter_book.cli.main import main; main()" build --all --quiet -n -W --keep-going --path-output . --config _config.yml book
 
 test: $(STAMP)  ## run every test and replay every notebook
 	$(RUN) -m pytest

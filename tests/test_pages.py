@@ -45,7 +45,7 @@ CHAPTERS = [name for name in PAGES if (ROOT / "book" / f"{name}.ipynb").exists()
 
 @pytest.fixture(scope="module", autouse=True)
 def _book() -> None:
-    """The book as `make book` builds it; what is up to date is not built again."""
+    """The book as `make book` builds it."""
     command = ["make", "--no-print-directory", "pages", f"RUN={sys.executable}"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if run.returncode != 0:
@@ -74,11 +74,12 @@ def outside_requests(browser: chromium.Browser) -> list[str]:
 
 
 def broken_formulas(browser: chromium.Browser) -> list[str]:
-    """Formulas that were not set, or were set as an error or with nothing in them."""
+    """Formulas that were not set, were set as an error or with nothing in them, or begin left of the page."""
     script = """[...document.querySelectorAll('.math')].filter(formula => {
         const set = formula.querySelector('mjx-container');
         return !set || set.querySelector('[data-mml-node="merror"]') || set.querySelector('svg').childElementCount === 0
-               || set.getBoundingClientRect().height === 0 && set.offsetParent !== null;
+               || set.getBoundingClientRect().height === 0 && set.offsetParent !== null
+               || set.getBoundingClientRect().left < -1;
     }).map(formula => formula.textContent.slice(0, 80))"""
     return list(browser.evaluate(script))
 
