@@ -12,7 +12,11 @@ from typing import Any
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors of use end with one line and exit status 2."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "train" and not any(word.startswith("-") for word in rest):
+        options.overrides += rest  # those that come after an option; argparse takes only those before it
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status: int = options.run(options)
     except (ValueError, TypeError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
@@ -83,10 +87,13 @@ def _sample(options: argparse.Namespace) -> int:
     import torch
     from torchvision.utils import make_grid, save_image
 
-    from flowbook import solvers
+    from flowbook import _validate, solvers
     from flowbook.flow_matching import guided
 
+    _validate.positive_int("--n", options.n)
     velocity = _load(options.checkpoint)
+    if not hasattr(velocity, "size"):
+        raise ValueError(f"checkpoint: expected a model of images; got {type(velocity).__name__}")
     classes = getattr(velocity, "num_classes", None)
     generator = torch.Generator().manual_seed(options.seed)
     y = None

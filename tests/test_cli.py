@@ -1,0 +1,225 @@
+"""The command line: a recipe trains, goes on, is overridden or refused, and its checkpoint draws a grid."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers import randomised
+from PIL import Image
+
+from flowbook import cli
+from flowbook.couplings import OptimalTransport
+from flowbook.flow_matching import FlowMatching
+from flowbook.models import UNet
+from flowbook.paths import VPPath
+from flowbook.training import checkpoint as checkpoints
+from flowbook.training import load, recipes
+
+DIGITS: dict[str, Any] = {
+    "model": {"name": "UNet", "channels": 1, "size": 8, "width": 8, "multipliers": [1], "blocks": 1, "num_classes": 10},
+    "data": {"name": "digits", "split": "test"},
+    "loss": {"name": "flow_matching", "label_dropout": 0.1},
+    "train": {"steps": 4, "batch_size": 16, "log_every": 2, "preview_every": 4},
+    "preview": {"steps": 2, "guidance": 2.0},
+}
+PLANE: dict[str, Any] = {
+    "model": {"name": "MLP", "dim": 2, "hidden": 16},
+    "data": {"name": "moons"},
+    "loss": {"name": "flow_matching", "path": {"name": "vp"}},
+    "coupling": {"name": "optimal_transport"},
+    "train": {"steps": 4, "batch_size": 16},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(DIGITS))
+    return path
+
+
+def steps_of(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_recipe_trains_and_its_checkpoint_draws_a_grid(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run, picture = tmp_path / "run", tmp_path / "pictures" / "grid.png"
+    assert cli.main(["train", str(recipe), "--out", str(run)]) == 0
+    assert "4 steps" in capsys.readouterr().out and steps_of(run) == [2, 4]
+    assert Image.open(run / "previews" / "step_00000004.png").size == (10 * 10 + 2, 10 * 10 + 2)
+    assert checkpoints.read(checkpoints.locate(run)).recipe == DIGITS
+    options = ["--n", "3", "--steps", "2", "--guidance", "1.5", "--out", str(picture)]
+    assert cli.main(["sample", str(run), *options]) == 0
+    assert "30 samples, 8 evaluations each" in capsys.readouterr().out  # Heun's 2 x 2 steps, twice for the guidance
+    assert Image.open(picture).size == (3 * 10 + 2, 10 * 10 + 2)
+    assert cli.main(["sample", str(run), "--labels", "7", "1", *options]) == 0
+    assert Image.open(picture).size == (3 * 10 + 2, 2 * 10 + 2)
+
+
+def test_the_seed_decides_the_grid(recipe: Path, tmp_path: Path) -> None:
+    cli.main(["train", str(recipe), "--out", str(tmp_path / "run")])
+    pictures = []
+    for n, seed in enumerate(("0", "0", "1")):
+        path = tmp_path / f"{n}.png"
+        cli.main(["sample", str(tmp_path / "run"), "--n", "1", "--steps", "1", "--seed", seed, "--out", str(path)])
+        pictures.append(path.read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_training_goes_on_where_it_was_and_fresh_refuses(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["train", str(recipe), "train.schedule=constant", "--out", str(tmp_path / "run")]
+    assert cli.main([*arguments, "train.steps=2"]) == 0
+    assert cli.main([*arguments, "train.steps=6"]) == 0
+    assert steps_of(tmp_path / "run") == [2, 4, 6]
+    assert cli.main([*arguments, "train.steps=6", "--fresh"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    cli.main([*arguments[:-1], str(tmp_path / "whole"), "train.steps=6"])
+    ours, theirs = (load(tmp_path / name).state_dict() for name in ("run", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_fields_are_overridden_from_the_shell(recipe: Path, tmp_path: Path) -> None:
+    overrides = ["model.width=4", "train.learning_rate=2e-3", "train.gradient_clip=1.0", "loss.label_dropout=0", "train.steps=1"]
+    assert cli.main(["train", str(recipe), *overrides, "--out", str(tmp_path / "run")]) == 0
+    stored = checkpoints.read(checkpoints.locate(tmp_path / "run"))
+    assert stored.model is not None and stored.model["arguments"]["width"] == 4
+    assert (stored.config["learning_rate"], stored.config["gradient_clip"], stored.step) == (2e-3, 1.0, 1)
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e-3", 1e-3), ("2.0e-3", 2e-3), ("-1E5", -1e5), ("5", 5), ("null", None),
+                                              ("[1, 2]", [1, 2]), ("bf16", "bf16"), ("1e", "1e")])  # fmt: skip
+def test_values_are_read_as_people_write_them(recipe: Path, text: str, number: Any) -> None:
+    assert recipes.read(recipe, [f"train.seed={text}"])["train"]["seed"] == number
+
+
+def test_a_recipe_builds_what_it_names() -> None:
+    loss = recipes.build_loss({**PLANE, "loss": {"name": "flow_matching", "path": {"name": "vp", "beta_max": 10.0}}})
+    assert loss == FlowMatching(path=VPPath(beta_max=10.0))
+    result = recipes.run(PLANE, None, progress=False)
+    assert result.step == 4 and result.checkpoint is None
+    coupled = {**PLANE, "coupling": {"name": "optimal_transport", "method": "sinkhorn", "reg": 0.1}}
+    assert recipes._named(coupled["coupling"], recipes.COUPLINGS) == OptimalTransport("sinkhorn", reg=0.1)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_package_s_own_recipes_are_valid(name: str) -> None:
+    recipe = recipes.read(name)
+    assert sum(p.numel() for p in recipes.build_model(recipe).parameters()) > 0
+    recipes.build_loss(recipe)
+
+
+def test_recipes_are_listed_by_the_installed_command() -> None:
+    listed = subprocess.run([sys.executable, "-m", "flowbook.cli", "recipes"], capture_output=True, text=True, check=True)
+    assert listed.stdout.split() == recipes.names() and "mnist" in listed.stdout
+
+
+WRONG = [
+    (["train.stepps=3"], "train has no key stepps; it has .*steps"),
+    (["model.widht=3"], "model has no key widht"),
+    (["data.noise=3"], "data has no key noise"),
+    (["loss.dropout=3"], "loss has no key dropout"),
+    (["trian.steps=3"], "recipe section: .*'train'.*'trian'"),
+    (["preview.grid=3"], "preview key: .*'grid'"),
+    (["model.name=Unet"], "model.name: .*'UNet'.*'Unet'"),
+    (["data.name=imagenet"], "data.name: .*'mnist'.*'imagenet'"),
+    (["loss.name=mse"], "loss.name: .*'flow_matching'.*'mse'"),
+    (["loss.path=vp"], "loss.path is a section.*'vp'"),
+    (["loss.path={name: vpp}"], "loss.path.name: .*'vp'.*'vpp'"),
+    (["loss.path={name: vp, sigma_min: 1}"], "loss.path has no key sigma_min"),
+    (["coupling.name=ot"], "coupling.name: .*'optimal_transport'.*'ot'"),
+    (["coupling.name=independent", "coupling.reg=1"], "coupling has no key reg"),
+    (["train.learning_rate=fast"], "learning_rate: expected a number; got 'fast'"),
+    (["train.steps=0"], "steps: .*0"),
+    (["model.size=7", "model.multipliers=[1, 2]"], "size: .*multiple of 2; got 7"),
+    (["steps=3"], "override: expected section.key=value; got 'steps=3'"),
+    (["train.steps"], "override: .*'train.steps'"),
+    (["train.steps=[1"], "recipe: expected YAML"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), WRONG, ids=[" ".join(o) for o, _ in WRONG])
+def test_a_wrong_field_ends_with_one_line_and_nothing_written(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture, overrides: list[str], message: str
+) -> None:
+    assert cli.main(["train", str(recipe), *overrides, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("flowbook train: ")
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(error)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no sections"), ("- a\n- b", "holds no sections"), ("model: {", "expected YAML"), ("model: UNet", "'model' holds no keys"),
+        (yaml.safe_dump({**DIGITS, "train": None}), "'train' holds no keys"),
+        (yaml.safe_dump({key: DIGITS[key] for key in ("model", "data", "loss")}), "'train' is missing"),
+        (yaml.safe_dump({**PLANE, "preview": {"steps": 3}}), "preview: expected a model of images; got MLP"),
+    ],
+)  # fmt: skip
+def test_a_malformed_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert cli.main(["train", str(path), "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run with untrained but nonzero weights, as a checkpoint alone."""
+    arguments = {key: value for key, value in DIGITS["model"].items() if key != "name"}
+    model = randomised(UNet(**arguments))
+    weights = model.state_dict()
+    checkpoints.save(tmp_path / "run" / "checkpoints", checkpoints.Checkpoint(
+        1, {}, {"name": "UNet", "arguments": arguments}, None, weights, weights, {},
+    ))  # fmt: skip
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--labels", "11"], "y: .*0 to 10.*11"),
+        (["--labels", "-1"], "y: .*-1"),
+        (["--n", "0"], "--n: .*0"),
+        (["--steps", "0"], "steps: .*0"),
+        (["--method", "rk45"], "method: .*'rk45'"),
+    ],
+)
+def test_wrong_options_of_sample_end_with_one_line(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], message: str
+) -> None:
+    assert cli.main(["sample", str(run_folder), *options, "--out", str(tmp_path / "grid.png")]) == 2
+    with pytest.raises(ValueError, match="flowbook sample: " + message):
+        raise ValueError(capsys.readouterr().err)
+    assert not (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize("method", ["euler", "dopri5"])
+def test_sample_takes_fixed_and_adaptive_methods(run_folder: Path, tmp_path: Path, method: str) -> None:
+    out = tmp_path / "grid.png"
+    assert cli.main(["sample", str(run_folder), "--method", method, "--n", "2", "--labels", "3", "--out", str(out)]) == 0
+    assert Image.open(out).size == (2 * 10 + 2, 10 + 2)
+
+
+def test_sample_says_when_there_is_nothing_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["sample", str(tmp_path / "none"), "--out", str(tmp_path / "grid.png")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    recipes.run(PLANE, tmp_path / "plane", progress=False)
+    assert cli.main(["sample", str(tmp_path / "plane"), "--out", str(tmp_path / "grid.png")]) == 2
+    assert "model of images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["sample"], ["train", "mnist", "--epochs", "3"]])
+def test_a_misspelt_command_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2 and "usage: flowbook" in capsys.readouterr().err
