@@ -31,7 +31,7 @@ def one_of(name: str, value: Any, options: Sequence[Any]) -> None:
 
 
 def float_tensor(name: str, x: Any, *, min_dim: int = 0, finite: bool = False) -> None:
-    """``x`` is a floating-point tensor with at least ``min_dim`` dimensions (and, if asked, without NaN or infinity)."""
+    """``x`` is a floating-point tensor with at least ``min_dim`` dimensions (if asked, without NaN or infinity)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor; got {type(x).__name__}")
     if not x.is_floating_point():

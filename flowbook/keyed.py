@@ -1,7 +1,7 @@
 """Random numbers that belong to a sample, not to a process.
 
-Inside :func:`keyed`, :func:`randn_like` and :func:`rand` draw the numbers of global samples ``first, first + 1, ...`` of
-one training step: they depend on the seed, the step and the sample's place in the global batch alone. One process or
+Inside :func:`keyed`, :func:`randn_like` and :func:`rand` draw the numbers of global samples ``first, first + 1, ...``
+of one training step: they depend on the seed, the step and the sample's place in the global batch alone. One process or
 eight, one large batch or four accumulated ones, each sample meets the same noise and the same time. Outside, the two
 functions are ``torch.randn`` and ``torch.rand`` on torch's own generator.
 """

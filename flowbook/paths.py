@@ -262,7 +262,7 @@ class LinearPath(Path):
 
 @dataclass(frozen=True)
 class CosinePath(Path):
-    r"""The variance-preserving path on a quarter circle: :math:`\alpha = \sin(\pi t/2)`, :math:`\sigma = \cos(\pi t/2)`.
+    r"""A variance-preserving path, a quarter circle: :math:`\alpha = \sin(\pi t/2)`, :math:`\sigma = \cos(\pi t/2)`.
 
     The trigonometric interpolant of Albergo and Vanden-Eijnden (2023) and, in continuous time, the cosine schedule of
     Nichol and Dhariwal (2021).
@@ -342,7 +342,7 @@ class VPPath(Path):
     def sigma_sigma_dot(self, t: Tensor | float) -> Tensor:
         return -self.alpha(t) * self.alpha_dot(t)
 
-    # With sigma * sigma_dot = -alpha * alpha_dot the determinant is -alpha_dot / sigma; multiplied out, nothing is 0 / 0.
+    # With sigma * sigma_dot = -alpha * alpha_dot the determinant is -alpha_dot / sigma; multiplied out, no 0 / 0.
 
     def _velocity_to_noise(self, v: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         return self.sigma(t) * (xt - self.alpha(t) * v / self.alpha_dot(t))

@@ -6,6 +6,7 @@ torchdiffeq's, held inside [t0, t1].
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -170,7 +171,7 @@ def _solve_fixed(
     def f(state: Tensor, t: Tensor) -> Tensor:
         return _evaluate(velocity, state, t, y)
 
-    # All times of the solve in one tensor on the device: step n uses entries 2n, 2n + 1 and 2n + 2 of the half-step grid.
+    # All times in one tensor on the device: step n uses entries 2n, 2n + 1 and 2n + 2 of the half-step grid.
     h = (t1 - t0) / steps
     ends = [t1 if n == steps else t0 + n * h for n in range(steps + 1)]
     halves = [time for n in range(steps) for time in (ends[n], 0.5 * (ends[n] + ends[n + 1]))] + [t1]
@@ -235,7 +236,7 @@ def _save_times(save_at: Sequence[float] | Tensor | None, t0: float, t1: float) 
         raise ValueError(f"save_at: expected times that start at t0 = {t0:g} and end at t1 = {t1:g}; got {times}")
     times[0], times[-1] = t0, t1
     direction = 1.0 if t1 >= t0 else -1.0
-    if not all((later - earlier) * direction > 0 for earlier, later in zip(times, times[1:], strict=False)):
+    if not all((later - earlier) * direction > 0 for earlier, later in itertools.pairwise(times)):
         raise ValueError(f"save_at: expected times strictly in order from {t0:g} to {t1:g}; got {times}")
     return times
 

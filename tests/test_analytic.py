@@ -78,9 +78,7 @@ def test_velocity_and_density_satisfy_the_continuity_equation(
     t.requires_grad_()
     change, score = torch.autograd.grad(mixture.marginal_log_prob(x, t, path, y).sum(), (t, x))
     v = mixture.velocity(x, t, path, y)
-    divergence = sum(
-        torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(mixture.dim)
-    )
+    divergence = sum(torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(mixture.dim))
     terms = torch.stack([change, divergence, (v * score).sum(1)])
     residual = terms.sum(0) / terms.abs().sum(0).clamp_min(1)
     torch.testing.assert_close(residual, torch.zeros_like(residual), rtol=0, atol=1e-8)
@@ -104,9 +102,7 @@ def test_velocity_is_the_mean_conditional_velocity_among_the_pairs_that_meet(pat
 @paths
 @labelled
 @pytest.mark.parametrize("source", ["score", "velocity"])
-def test_denoised_agrees_with_convert(
-    mixture: GaussianMixture, path: Path, with_labels: bool, source: str
-) -> None:
+def test_denoised_agrees_with_convert(mixture: GaussianMixture, path: Path, with_labels: bool, source: str) -> None:
     x, t = states(mixture)
     y = labels(mixture, len(x), with_labels)
     value = getattr(mixture, source)(x, t, path, y)
@@ -122,7 +118,9 @@ def test_the_whole_is_the_average_of_its_components_given_x(path: Path, quantity
     joint = torch.stack([MIXTURE.marginal_log_prob(x, t, path, y) + MIXTURE.weights[y].log() for y in components])
     posterior = (joint - MIXTURE.marginal_log_prob(x, t, path)).exp()
     torch.testing.assert_close(posterior.sum(0), torch.ones(len(x), dtype=torch.float64))
-    average = sum(p[:, None] * getattr(MIXTURE, quantity)(x, t, path, y) for p, y in zip(posterior, components, strict=True))
+    average = sum(
+        p[:, None] * getattr(MIXTURE, quantity)(x, t, path, y) for p, y in zip(posterior, components, strict=True)
+    )
     torch.testing.assert_close(getattr(MIXTURE, quantity)(x, t, path), average, rtol=1e-9, atol=1e-9)
 
 
@@ -151,7 +149,9 @@ def test_on_a_line_the_flow_keeps_every_quantile(path: Path) -> None:
     mixture = GaussianMixture([[-1.0], [1.5]], [0.5, 0.3], [0.4, 0.6])
     x0 = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)[:, None]
     x1 = solve(mixture.as_velocity(path), x0, rtol=1e-9, atol=1e-9).x
-    torch.testing.assert_close(cumulative(mixture, x1, 1.0, path), cumulative(mixture, x0, 0.0, path), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        cumulative(mixture, x1, 1.0, path), cumulative(mixture, x0, 0.0, path), rtol=0, atol=1e-6
+    )
 
 
 @paths

@@ -98,7 +98,7 @@ def test_sinkhorn_in_784_dimensions_neither_underflows_nor_turns_uniform(reg: fl
 
 def test_sinkhorn_says_when_it_has_not_converged() -> None:
     x0, x1, _ = pairs(64, 2)
-    with pytest.warns(UserWarning, match="Sinkhorn stopped after .*reg"):
+    with pytest.warns(UserWarning, match=r"Sinkhorn stopped after .*reg"):
         OptimalTransport("sinkhorn", reg=1e-5)(x0, x1)
 
 

@@ -131,7 +131,7 @@ def test_pairs_draw_source_and_target_side_by_side() -> None:
     assert torch.equal(x1, data.moons().sample(100, generator))
 
 
-# Images -----------------------------------------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------------------------------------
 
 
 def test_digits_are_split_once_without_overlap_and_by_class() -> None:
@@ -202,7 +202,7 @@ def test_a_failed_download_says_what_was_tried_and_what_to_do(
 
     monkeypatch.setattr(datasets.MNIST, "download", fails)
     monkeypatch.setattr(datasets.CIFAR10, "download", fails)
-    with pytest.raises(RuntimeError, match="neither in .* nor could it be downloaded.*no route to host") as caught:
+    with pytest.raises(RuntimeError, match=r"neither in .* nor could it be downloaded.*no route to host") as caught:
         load(root=tmp_path / "empty")
     assert str(tmp_path / "empty") in str(caught.value) and "FLOWBOOK_DATA" in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Law 6: the exact divergence is the trace of the Jacobian; Hutchinson's estimate scatters around it as the formula says."""
+"""Law 6: the exact divergence is the Jacobian's trace; Hutchinson's estimate scatters around it as the formula says."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def test_exact_takes_the_diagonal_and_not_the_first_column() -> None:
 
 @cases
 @pytest.mark.parametrize("elements", [1, 200])
-def test_chunks_change_nothing(velocity, shape: tuple[int, ...], elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_nothing(
+    velocity, shape: tuple[int, ...], elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, t, y = inputs(shape)
     whole = divergence(velocity, x, t, y=y)[1]
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
@@ -118,7 +120,7 @@ def test_the_gaussian_flow_spreads_as_its_density_says() -> None:
     torch.testing.assert_close(div, rate)
 
 
-# Hutchinson -------------------------------------------------------------------------------------------------------------
+# Hutchinson -----------------------------------------------------------------------------------------------------------
 
 
 def all_signs(dim: int, like: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ def test_rademacher_draws_fair_signs(dtype: torch.dtype) -> None:
     assert torch.equal(noise, rademacher(100, like=torch.empty(10, 3, 4, dtype=dtype), generator=seeded()))
 
 
-# Gradients of the divergence ----------------------------------------------------------------------------------------------
+# Gradients of the divergence ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
@@ -230,7 +232,9 @@ def test_detached_unless_asked_and_at_home_under_no_grad(method: str) -> None:
 @pytest.mark.parametrize("shape", [(0, 2), (0, 20), (1, 1), (1, 3, 1, 1)])
 def test_empty_and_tiny_batches(shape: tuple[int, ...]) -> None:
     x = torch.zeros(shape)
-    torch.testing.assert_close(divergence(lambda x, t: 2 * x, x, 0.5)[1], torch.full((shape[0],), 2.0 * x.shape[1:].numel()))
+    torch.testing.assert_close(
+        divergence(lambda x, t: 2 * x, x, 0.5)[1], torch.full((shape[0],), 2.0 * x.shape[1:].numel())
+    )
 
 
 @pytest.mark.parametrize("t", [0, 1, 1 + 1e-7, torch.tensor(0.5)])
@@ -251,7 +255,11 @@ X = torch.zeros(3, 2)
         (lambda: divergence(lambda x, t: x, X, NAN), ValueError, "t: .*nan"),
         (lambda: divergence(lambda x, t: x, X, torch.zeros(2)), ValueError, r"t: .*\(3,\).*\(2,\)"),
         (lambda: divergence(lambda x, t: x, X, 0.5, method="trace"), ValueError, "method: .*'exact'.*'trace'"),
-        (lambda: divergence(lambda x, t: x, X, 0.5, noise=X[None]), ValueError, "noise: the exact divergence takes none"),
+        (
+            lambda: divergence(lambda x, t: x, X, 0.5, noise=X[None]),
+            ValueError,
+            "noise: the exact divergence takes none",
+        ),
         (lambda: divergence(lambda x, t: x, X, 0.5, method="hutchinson"), ValueError, "noise: .*rademacher"),
         (lambda: hutchinson(lambda x, t: x, X, 0.5, noise=X), ValueError, r"noise: .*\(P, 3, 2\).*\(3, 2\)"),
         (lambda: hutchinson(lambda x, t: x, X, 0.5, noise=X[None].double()), TypeError, "noise: .*float32.*float64"),

@@ -17,7 +17,9 @@ from flowbook.paths import LinearPath, Path, VPPath
 
 paths = pytest.mark.parametrize("path", ALL_PATHS, ids=repr)
 couplings = pytest.mark.parametrize(
-    "coupling", [Independent(), OptimalTransport(), OptimalTransport("sinkhorn"), OptimalTransport(label_aware=True)], ids=repr
+    "coupling",
+    [Independent(), OptimalTransport(), OptimalTransport("sinkhorn"), OptimalTransport(label_aware=True)],
+    ids=repr,
 )
 
 
@@ -135,7 +137,7 @@ def test_keyed_a_loss_is_the_mean_of_its_parts(split: int) -> None:
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-12, atol=0)
 
 
-# Labels -----------------------------------------------------------------------------------------------------------------
+# Labels ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 1.0])
@@ -184,11 +186,11 @@ def test_every_form_of_a_batch_is_the_same_loss() -> None:
         torch.manual_seed(0)
         values.append(float(loss(field, batch)))
     assert values[0] == values[1] == values[2] and values[3] != values[0]
-    with pytest.raises(ValueError, match="batch: .*4 parts"):
+    with pytest.raises(ValueError, match=r"batch: .*4 parts"):
         loss(field, (x0, x1, y, y))
 
 
-# Guidance ---------------------------------------------------------------------------------------------------------------
+# Guidance -------------------------------------------------------------------------------------------------------------
 
 
 def labelled(x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
@@ -213,7 +215,7 @@ def test_a_guided_model_holds_the_weights_of_the_model() -> None:
     assert set(guided(model, 2.0, 3).parameters()) == set(model.parameters())
 
 
-# Misuse -----------------------------------------------------------------------------------------------------------------
+# Misuse ---------------------------------------------------------------------------------------------------------------
 
 X, Y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.long)
 
@@ -239,7 +241,11 @@ def field(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         (lambda: flow_matching_loss(field, X, y=Y, label_dropout=0.1), ValueError, "null_label: "),
         (lambda: flow_matching_loss(field, X, y=Y, label_dropout=1.5), ValueError, "label_dropout: .*1.5"),
         (lambda: flow_matching_loss(field, X, y=Y, label_dropout="1"), TypeError, "label_dropout"),
-        (lambda: flow_matching_loss(lambda x, t: x[:, :1], X), ValueError, r"velocity\(xt, t, y\): .*\(4, 2\).*\(4, 1\)"),
+        (
+            lambda: flow_matching_loss(lambda x, t: x[:, :1], X),
+            ValueError,
+            r"velocity\(xt, t, y\): .*\(4, 2\).*\(4, 1\)",
+        ),
         (lambda: flow_matching_loss(lambda x, t: 0, X), TypeError, r"velocity\(xt, t, y\): .*int"),
         (lambda: flow_matching_loss(field, X, label_droput=0.1), TypeError, "label_droput"),
         (lambda: flow_matching_loss(MLP(2, num_classes=3), X, y=Y + 4), ValueError, "y: .*0 to 3.*4"),

@@ -13,7 +13,9 @@ from flowbook import keyed
 N = 300  # more than four blocks of 64
 
 
-def draws(first: int, rows: int, dtype: torch.dtype = torch.float32, seed: int = 1, step: int = 2) -> tuple[Tensor, ...]:
+def draws(
+    first: int, rows: int, dtype: torch.dtype = torch.float32, seed: int = 1, step: int = 2
+) -> tuple[Tensor, ...]:
     """What a loss draws: noise for the samples, times, and noise again."""
     like = torch.empty(rows, 3, 2, dtype=dtype)
     with keyed.keyed(seed, step, first):
@@ -46,8 +48,9 @@ def test_seed_step_sample_and_draw_all_matter() -> None:
 
 def test_the_numbers_are_normal_and_uniform_and_independent_of_one_another() -> None:
     with keyed.keyed(0, 0, 0):
-        noise, time, more = (keyed.randn_like(torch.empty(40_000, 1)).flatten(), keyed.rand(40_000, like=torch.empty(0)),
-                             keyed.randn_like(torch.empty(40_000, 1)).flatten())  # fmt: skip
+        noise = keyed.randn_like(torch.empty(40_000, 1)).flatten()
+        time = keyed.rand(40_000, like=torch.empty(0))
+        more = keyed.randn_like(torch.empty(40_000, 1)).flatten()
     error = 5 / math.sqrt(40_000)
     assert abs(float(noise.mean())) < error and abs(float(noise.var()) - 1) < 2 * error
     assert abs(float(time.mean()) - 0.5) < error and abs(float(time.var()) - 1 / 12) < error

@@ -68,7 +68,7 @@ def test_mmd_of_two_gaussians_is_the_closed_form() -> None:
     assert metrics.mmd(a, b, bandwidth=0.7) == pytest.approx(exact, rel=0.1)
 
 
-# Flows ------------------------------------------------------------------------------------------------------------------
+# Flows ----------------------------------------------------------------------------------------------------------------
 
 OMEGA = 1.3
 
@@ -95,7 +95,9 @@ def test_energy_is_at_least_the_squared_distance_of_the_ends_with_equality_for_t
     stretch = lambda x, t: 2 * x / (1 + 2 * t)  # noqa: E731
     assert metrics.normalised_path_energy(stretch, x0, 3 * x0, steps=2000) == pytest.approx(0, abs=1e-3)
     assert metrics.straightness(stretch, x0, steps=2000) == pytest.approx(0, abs=1e-3)
-    assert metrics.normalised_path_energy(lambda x, t: 2 * torch.ones_like(x), x0, x0 + 1, steps=3) == pytest.approx(3.0)
+    assert metrics.normalised_path_energy(lambda x, t: 2 * torch.ones_like(x), x0, x0 + 1, steps=3) == pytest.approx(
+        3.0
+    )
 
 
 @pytest.mark.parametrize("measure", [metrics.path_energy, metrics.straightness])
@@ -115,7 +117,7 @@ def test_flow_measures_run_in_eval_mode_with_labels_and_without_gradients(measur
     assert model.training and model.layer[1].training
 
 
-# Images -----------------------------------------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------------------------------------
 
 
 def gaussian_moments(seed: int, dim: int = 4) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,9 @@ def test_a_sample_s_velocity_depends_on_that_sample_alone(make) -> None:
     y = torch.tensor([0, 1, 2, 0])
     together = model(x, t, y)
     for n in range(4):
-        torch.testing.assert_close(together[n : n + 1], model(x[n : n + 1], t[n : n + 1], y[n : n + 1]), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            together[n : n + 1], model(x[n : n + 1], t[n : n + 1], y[n : n + 1]), rtol=1e-9, atol=1e-9
+        )
 
 
 @models

@@ -95,7 +95,9 @@ def quadruple(path: Path, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[dict[str, 
 def test_convert_is_exact_for_every_ordered_pair(path: Path, shape: tuple[int, ...], source: str, target: str) -> None:
     t = times(shape[0])
     values, xt = quadruple(path, normal(*shape, seed=0), normal(*shape, seed=1), t)
-    torch.testing.assert_close(path.convert(values[source], xt, t, source, target), values[target], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        path.convert(values[source], xt, t, source, target), values[target], rtol=1e-9, atol=1e-9
+    )
 
 
 @paths

@@ -56,7 +56,9 @@ def run(folder: Path, processes: int, accumulate: int) -> list[dict[str, Tensor]
     folder.mkdir()
     script = folder / "train.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
     environment["OMP_NUM_THREADS"] = "1"
     port, started = str(free_port()), []
     for rank in range(processes):

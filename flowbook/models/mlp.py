@@ -37,7 +37,13 @@ class MLP(nn.Module):
         if num_classes is not None:
             _validate.positive_int("num_classes", num_classes)
             _validate.positive_int("hidden", hidden, at_least=4)  # a label gets a quarter of it
-        self.arguments = {"dim": dim, "hidden": hidden, "depth": depth, "num_classes": num_classes, "time_dim": time_dim}
+        self.arguments = {
+            "dim": dim,
+            "hidden": hidden,
+            "depth": depth,
+            "num_classes": num_classes,
+            "time_dim": time_dim,
+        }
         self.dim, self.num_classes, self.null_label = dim, num_classes, num_classes
         self.time = TimeEmbedding(time_dim, scale=4.0)
         self.label = None if num_classes is None else LabelEmbedding(num_classes, hidden // 4)

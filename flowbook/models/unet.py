@@ -104,7 +104,13 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        for name, value in (("channels", channels), ("size", size), ("width", width), ("blocks", blocks), ("patch", patch)):
+        for name, value in (
+            ("channels", channels),
+            ("size", size),
+            ("width", width),
+            ("blocks", blocks),
+            ("patch", patch),
+        ):
             _validate.positive_int(name, value)
         reduction = patch * 2 ** (len(multipliers) - 1)
         if size % reduction:
@@ -144,16 +150,16 @@ class UNet(nn.Module):
                 current = width * multiplier
                 skips.append(current)
         self.middle = block(current, current, resolutions[-1])
-        for level, (multiplier, resolution) in reversed(
-            list(enumerate(zip(multipliers, resolutions, strict=True)))
-        ):
+        for level, (multiplier, resolution) in reversed(list(enumerate(zip(multipliers, resolutions, strict=True)))):
             for i in range(blocks + 1):
                 self.up.append(block(current + skips.pop(), width * multiplier, resolution))
                 current = width * multiplier
                 if i == blocks and level > 0:
                     upsample = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(current, current, 3, padding=1))
                     self.up[-1].append(upsample)  # type: ignore[operator]
-        self.outputs = nn.Sequential(group_norm(current), nn.SiLU(), zero(nn.Conv2d(current, channels * patch**2, 3, padding=1)))
+        self.outputs = nn.Sequential(
+            group_norm(current), nn.SiLU(), zero(nn.Conv2d(current, channels * patch**2, 3, padding=1))
+        )
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
         if x.dim() != 4 or x.shape[1:] != (self.channels, self.size, self.size):

@@ -19,7 +19,7 @@ from flowbook.batch import Batch, unpack
 
 @runtime_checkable
 class Distribution(Protocol):
-    """Anything that can be drawn from: x1 from the planar data or a GaussianMixture, (x0, x1, None) from ``data.Pairs``."""
+    """Anything that can be drawn: x1 from the planar data or a GaussianMixture, (x0, x1, None) from ``data.Pairs``."""
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Batch: ...
 

@@ -60,7 +60,9 @@ class TrainConfig:
         _validate.one_of("precision", self.precision, PRECISIONS)
         _validate.one_of("device", self.device, ("cpu", "auto"))
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size: expected a multiple of accumulate = {self.accumulate}; got {self.batch_size}")
+            raise ValueError(
+                f"batch_size: expected a multiple of accumulate = {self.accumulate}; got {self.batch_size}"
+            )
 
     @property
     def images(self) -> int:

@@ -263,7 +263,7 @@ def _restore(
         if name not in ignored and stored.config.get(name) != value
     ]
     if differing:
-        raise ValueError(f"out: {folder} holds a run with other settings ({'; '.join(differing)}); choose another folder")
+        raise ValueError(f"out: {folder} holds a run with other settings ({'; '.join(differing)}); choose another")
     try:
         model.load_state_dict(stored.weights)
         average.model.load_state_dict(stored.average)
@@ -304,7 +304,8 @@ def _not_finite(what: str, folder: Path | None) -> FloatingPointError:
     kept = [] if folder is None else checkpoints.available(folder / "checkpoints")
     where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"
     return FloatingPointError(
-        f"{what}; {where}. Try a lower learning rate, gradient_clip=1.0 or precision='fp32', and look for NaN in the data"
+        f"{what}; {where}. Try a lower learning rate, gradient_clip=1.0 or precision='fp32', and look for NaN in the "
+        "data"
     )
 
 

@@ -88,9 +88,7 @@ def read(recipe: str | Path, overrides: list[str] | None = None) -> Recipe:
     return content
 
 
-def run(
-    recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress: bool | None = None
-) -> TrainResult:
+def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress: bool | None = None) -> TrainResult:
     """Train what a recipe says; the same as calling :func:`fit` with the objects it names."""
     _check(recipe)
     torch.manual_seed(recipe["train"].get("seed", 0))
