@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +125,10 @@ def test_the_package_s_own_recipes_are_valid(name: str) -> None:
     recipes.build_loss(recipe)
 
 
-def test_recipes_are_listed_by_the_installed_command() -> None:
-    listed = subprocess.run(
-        [sys.executable, "-m", "flowbook.cli", "recipes"], capture_output=True, text=True, check=True
-    )
-    assert listed.stdout.split() == recipes.names() and "mnist" in listed.stdout
+def test_recipes_are_listed(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["recipes"]) == 0
+    listed = capsys.readouterr().out.split()
+    assert listed == recipes.names() and "mnist" in listed
 
 
 WRONG = [
