@@ -60,6 +60,16 @@ def test_outputs_of_another_kind_are_left_to_nbval() -> None:
     assert new == [{"output_type": "stream", "text": "1.0"}]
 
 
+def test_tables_are_compared_like_text_and_pictures_by_their_kind() -> None:
+    new = [{"output_type": "display_data", "data": {"text/markdown": "| 0.501 |", "image/svg+xml": "<svg id='1'>"}}]
+    stored = [{"output_type": "display_data", "data": {"text/markdown": "| 0.500 |", "image/svg+xml": "<svg id='2'>"}}]
+    adopt_close_texts(new, stored, None)
+    assert new == stored
+    wrong = [{"output_type": "display_data", "data": {"text/markdown": "| 0.600 |", "image/png": "a"}}]
+    adopt_close_texts(wrong, stored, None)
+    assert wrong == [{"output_type": "display_data", "data": {"text/markdown": "| 0.600 |", "image/png": "a"}}]
+
+
 @pytest.mark.parametrize(
     ("stored", "tags", "passes"),
     [

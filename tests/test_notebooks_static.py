@@ -54,12 +54,12 @@ def prose(notebook: NotebookNode) -> Iterator[tuple[int, str]]:
 
 
 def printed(cell: NotebookNode) -> Iterator[str]:
-    """The plain text that a cell shows; of a figure, which has its own text form, nothing."""
+    """The text and the tables that a cell shows; of a figure, which has its own text form, nothing."""
     for output in cell.outputs:
         if output.output_type == "stream":
             yield output.text
         elif "data" in output and not any(kind.startswith("image/") for kind in output.data):
-            yield output.data.get("text/plain", "")
+            yield output.data.get("text/markdown", output.data.get("text/plain", ""))
 
 
 @rule
@@ -299,6 +299,10 @@ def output_of(text: str, name: str = "stdout") -> Callable[[NotebookNode], Any]:
     return lambda nb: nb.cells[3].outputs.append(nbformat.v4.new_output("stream", name=name, text=text))
 
 
+def table(markdown: str) -> NotebookNode:
+    return nbformat.v4.new_output("display_data", {"text/markdown": markdown, "text/plain": "<Markdown object>"})
+
+
 def source_of(cell: int, source: str) -> Callable[[NotebookNode], Any]:
     return lambda nb: nb.cells[cell].update(source=source)
 
@@ -324,6 +328,7 @@ BAD: list[tuple[Rule, Callable[[NotebookNode], Any]]] = [
     (few_digits, output_of("loss 0.123456")),
     (few_digits, output_of("1.23456e-05")),
     (few_digits, output_of("12345.0")),
+    (few_digits, lambda nb: nb.cells[3].outputs.append(table("| 0.123456 |"))),
     (figures_have_alt_text, lambda nb: nb.cells[3].metadata.pop("mystnb")),
     (figures_have_alt_text, lambda nb: nb.cells[3].metadata.update(mystnb={"image": {"alt": "figure"}})),
     (figures_have_alt_text, lambda nb: nb.cells[3].outputs.append(nb.cells[3].outputs[0])),
