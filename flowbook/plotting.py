@@ -5,6 +5,10 @@ Every function draws on an ``ax`` (or a new one) and returns it. Nothing here co
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -195,3 +199,29 @@ def _axes(ax: Any) -> Any:
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(3.6, 3.6))[1]
+
+
+def source(*functions: Callable[..., Any]) -> Any:
+    """The package's own lines, without their docstrings, to be shown on a page."""
+    from IPython.display import Markdown
+
+    return Markdown("```python\n" + "\n\n\n".join(source_lines(function) for function in functions) + "\n```")
+
+
+def source_lines(function: Callable[..., Any]) -> str:
+    """The source of a function or class without docstrings.
+
+    Example:
+        >>> from flowbook.solvers import sample
+        >>> source_lines(sample).splitlines()[0]
+        'def sample(velocity: Velocity, x0: Tensor, **options: Any) -> Solution:'
+    """
+    text = textwrap.dedent(inspect.getsource(function))
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            first, last = docstring.lineno - 1, docstring.end_lineno or docstring.lineno
+            lines[first:last] = [None] * (last - first)  # type: ignore[list-item]
+    kept = [line.split("  # noqa")[0].split("  # fmt:")[0] for line in lines if line is not None]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()

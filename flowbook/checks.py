@@ -1,0 +1,212 @@
+"""Checks of the exercises: they run a reader's function and say *what* is wrong with it, not only that it is.
+
+Each returns a line of praise, or raises AssertionError with a diagnosis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowbook.couplings import OptimalTransport
+from flowbook.flow_matching import guided
+from flowbook.paths import LinearPath
+from flowbook.solvers import solve
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.allclose(a, b, rtol=1e-4, atol=1e-5))
+
+
+def _diagnose(got: Tensor, expected: Tensor, mistakes: dict[str, Tensor], what: str) -> None:
+    """Raise with the first mistake whose result is the one that came."""
+    if _close(got, expected):
+        return
+    if got.shape != expected.shape:
+        raise AssertionError(f"{what}: expected shape {tuple(expected.shape)}; got {tuple(got.shape)}")
+    for diagnosis, result in mistakes.items():
+        if _close(got, result):
+            raise AssertionError(f"{what}: {diagnosis}")
+    raise AssertionError(f"{what}: off by up to {float((got - expected).abs().max()):.3g}, and by no mistake known here")
+
+
+def target_with_sigma_min(function: Callable[..., tuple[Tensor, Tensor]], sigma_min: float = 0.1) -> str:
+    """Exercise 3.1: ``function(x0, x1, t, sigma_min) -> (xt, target)`` on the linear path.
+
+    Example:
+        >>> path = LinearPath(0.1)
+        >>> target_with_sigma_min(lambda x0, x1, t, s: (path.interpolate(x0, x1, t), path.velocity(x0, x1, t)))
+        'right: the path ends with noise of size sigma_min, and the target is its derivative'
+    """
+    generator = torch.Generator().manual_seed(0)
+    x0, x1 = torch.randn(4, 4, generator=generator), torch.randn(4, 4, generator=generator)
+    t = torch.tensor([0.1, 0.3, 0.6, 0.9])
+    column = t[:, None]
+    path, straight = LinearPath(sigma_min), LinearPath()
+    xt, target = function(x0, x1, t, sigma_min)
+    _diagnose(
+        xt, path.interpolate(x0, x1, t),
+        {
+            "sigma_min is missing: this is the path that ends exactly in the data": straight.interpolate(x0, x1, t),
+            "noise and data are swapped: t = 0 is noise, t = 1 is data": path.interpolate(x1, x0, t),
+            "t meets the last axis: give it the shape (B, 1)": t * x1 + (1 - (1 - sigma_min) * t) * x0,
+            "sigma_min is added at every t: at t = 0 sigma must be 1": column * x1 + (1 - column + sigma_min) * x0,
+        },
+        "xt",
+    )  # fmt: skip
+    _diagnose(
+        target, path.velocity(x0, x1, t),
+        {
+            "sign flipped: d xt / dt points from noise to data": -path.velocity(x0, x1, t),
+            "sigma_min is missing: differentiate sigma(t) = 1 - (1 - sigma_min) t": straight.velocity(x0, x1, t),
+            "this is x1 - xt, which still has to be divided by what is left of the time": x1 - xt,
+        },
+        "target",
+    )  # fmt: skip
+    return "right: the path ends with noise of size sigma_min, and the target is its derivative"
+
+
+def one_euler_step(prediction: tuple[float, float]) -> str:
+    """Exercise 3.2: mean and standard deviation of what one Euler step makes of N(0, 1) noise, data N(1.5, 0.5^2).
+
+    Example:
+        >>> one_euler_step((1.5, 0.0))
+        'right: the first velocity of an independent coupling points at the mean of the data, and one step goes there'
+    """
+    mean, std = prediction
+    if math.isclose(std, 0.5, abs_tol=0.02):
+        raise AssertionError("std: 0.5 is that of the data; what is E[x1 - x0 | x0] when x1 is independent of x0?")
+    if math.isclose(std, 1.0, abs_tol=0.02):
+        raise AssertionError("std: 1 would be a shift of the noise; the velocity at t = 0 depends on x0")
+    if not math.isclose(std, 0.0, abs_tol=0.02):
+        raise AssertionError(f"std: got {std}; write down v(x, 0) = E[x1 - x0 | x0 = x] and add it to x")
+    if not math.isclose(mean, 1.5, abs_tol=0.02):
+        raise AssertionError(f"mean: got {mean}; all points land on E[x1]")
+    return "right: the first velocity of an independent coupling points at the mean of the data, and one step goes there"
+
+
+def heun_solver(function: Callable[..., Tensor]) -> str:
+    """Exercise 3.3: ``function(velocity, x, steps) -> x`` from 0 to 1 by Heun's method.
+
+    Example:
+        >>> heun_solver(lambda v, x, steps: solve(v, x, method="heun", steps=steps).x)
+        'right: second order, two evaluations a step, from noise to data'
+    """
+    calls: list[float] = []
+
+    def velocity(x: Tensor, t: Any, y: Tensor | None = None) -> Tensor:
+        calls.append(float(t))
+        return torch.cos(3 * torch.as_tensor(t)) * x + torch.as_tensor(t) ** 2
+
+    x, steps = torch.tensor([[1.0, -0.5]]), 4
+
+    def by(method: str, **options: Any) -> Tensor:
+        return solve(velocity, x, method=method, steps=steps, **options).x
+
+    mistakes = {
+        "this is Euler's method: the second slope is not used": by("euler"),
+        "this is the midpoint method: Heun looks at the end of the step, not at its middle": by("midpoint"),
+        "time runs from 1 to 0: you start at the data's end": by("heun", t0=1.0, t1=0.0),
+        "sign flipped: you subtract the velocity": solve(lambda x, t: -velocity(x, t), x, method="heun", steps=steps).x,
+        "the two slopes are added, not averaged": solve(
+            lambda x, t: 2 * velocity(x, t), x, method="heun", steps=steps
+        ).x,
+    }
+    expected = by("heun")
+    calls.clear()
+    got = function(velocity, x, steps)
+    if calls and max(calls) > 1 + 1e-6:
+        raise AssertionError(f"t: the velocity was asked at t = {max(calls):.3g}, outside [0, 1]")
+    _diagnose(got, expected, mistakes, "x")
+    if len(calls) != 2 * steps:
+        raise AssertionError(f"evaluations: Heun needs 2 a step, {2 * steps} in all; got {len(calls)}")
+    return "right: second order, two evaluations a step, from noise to data"
+
+
+def loss_floor(value: float) -> str:
+    """Exercise 3.4: the smallest conditional loss (mean over dimensions) for noise N(0, 1) and data N(1.5, 0.5^2).
+
+    Example:
+        >>> loss_floor(0.7854)
+        'right: what no velocity can explain, since many pairs pass through one point'
+    """
+    # Given xt, x1 - x0 is Gaussian with variance s^2 / (t^2 s^2 + (1 - t)^2); its integral over t is s pi / 2.
+    expected = 0.5 * math.pi / 2
+    if math.isclose(value, 1 + 0.5**2, rel_tol=0.02):
+        raise AssertionError("value: this is the variance of x1 - x0 before anything is known; condition on xt")
+    if math.isclose(value, 0.0, abs_tol=1e-3):
+        raise AssertionError("value: the loss is not 0 at the best velocity: pairs with different slopes share a point")
+    if not math.isclose(value, expected, rel_tol=0.01):
+        raise AssertionError(f"value: got {value:.4f}; integrate the variance of x1 - x0 given xt over t from 0 to 1")
+    return "right: what no velocity can explain, since many pairs pass through one point"
+
+
+def pairing(function: Callable[..., Tensor]) -> str:
+    """Exercise 3.5: ``function(x0, x1, y) -> x0`` permuted to meet x1, by exact transport within each label.
+
+    Example:
+        >>> pairing(lambda x0, x1, y: OptimalTransport(label_aware=True)(x0, x1, y)[0])
+        'right: every source once, least cost within each label'
+    """
+    generator = torch.Generator().manual_seed(1)
+    x0, x1 = torch.randn(32, 2, generator=generator), torch.randn(32, 2, generator=generator) + 3
+    y = torch.randint(2, (32,), generator=generator)
+    got = function(x0, x1, y)
+    if got.shape != x0.shape:
+        raise AssertionError(f"x0: expected shape {tuple(x0.shape)}; got {tuple(got.shape)}")
+    def positions(paired: Tensor) -> Tensor:  # [source, place] is True where a source was put
+        return (x0[:, None] == paired[None]).all(-1)
+
+    used = positions(got).sum(1)
+    if not bool((used == 1).all()):
+        lost = int((used == 0).sum())
+        raise AssertionError(f"x0: {lost} of 32 sources are lost; drawing from the plan is no permutation")
+    blind = OptimalTransport()(x0, x1, y)[0]
+    expected = OptimalTransport(label_aware=True)(x0, x1, y)[0]
+
+    def inverse(paired: Tensor) -> Tensor:
+        return x0[positions(paired).int().argmax(1)]
+
+    _diagnose(
+        got, expected,
+        {
+            "the labels are ignored: the noise of a label is no longer N(0, I)": blind,
+            "the inverse permutation: index the sources, not the targets": inverse(expected),
+            "the inverse permutation, and the labels are ignored": inverse(blind),
+            "nothing was permuted": x0,
+        },
+        "x0",
+    )  # fmt: skip
+    return "right: every source once, least cost within each label"
+
+
+def guidance(function: Callable[..., Tensor]) -> str:
+    """Exercise 3.6: ``function(velocity, x, t, y, scale, null_label) -> v`` under classifier-free guidance.
+
+    Example:
+        >>> guidance(lambda v, x, t, y, scale, null: guided(v, scale, null)(x, t, y))
+        'right: scale 0 ignores the label, 1 is the conditional velocity, above 1 exaggerates it'
+    """
+
+    def velocity(x: Tensor, t: Any, y: Tensor | None = None) -> Tensor:
+        label = torch.full((len(x),), 5) if y is None else y
+        return x * (label[:, None] + 1.0) + label[:, None] ** 2
+
+    x, y = torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([1, 3])
+    conditional, null = velocity(x, 0.5, y), velocity(x, 0.5, torch.tensor([5, 5]))
+    scale = 2.5
+    _diagnose(
+        function(velocity, x, 0.5, y, scale, 5), null + scale * (conditional - null),
+        {
+            "scale counts from the conditional velocity (the paper's w); here 1 means no guidance": conditional
+            + scale * (conditional - null),
+            "the two velocities are swapped: you push away from the label": conditional + scale * (null - conditional),
+            "this is the conditional velocity: scale is not used": conditional,
+        },
+        "v",
+    )  # fmt: skip
+    return "right: scale 0 ignores the label, 1 is the conditional velocity, above 1 exaggerates it"
