@@ -1,0 +1,50 @@
+"""The assignment problem, exactly, and faster than by the solver alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ITERATIONS = 20
+FEW = 1000
+"""Up to this many points one round of Sinkhorn's iteration pays; beyond, a sequence of ever sharper ones."""
+
+
+def assign(cost: Tensor) -> Tensor:
+    """The column of each row in a permutation of least total cost, shape (n,).
+
+    SciPy's solver finds it with certainty. A constant taken from a row or a column changes the cost of every
+    permutation alike, so it is handed the cost less the potentials of Sinkhorn's iteration (Cuturi 2013): most rows
+    then find their column at the first look, which halves the time or better for points in the plane.
+
+    Args:
+        cost: float64, shape (n, n).
+
+    Example:
+        >>> assign(torch.tensor([[1.0, 0.0], [0.0, 3.0]], dtype=torch.float64))
+        tensor([1, 0])
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    cost = cost.detach().cpu()
+    reduced = cost - _potentials(cost, (0.05,) if len(cost) <= FEW else (0.1, 0.02, 0.004))
+    _, columns = linear_sum_assignment((reduced - reduced.amin(1, keepdim=True)).numpy())
+    return torch.as_tensor(columns)
+
+
+def _potentials(cost: Tensor, regs: tuple[float, ...]) -> Tensor:
+    """One number for each column, shape (n,): rough ones do, so float32 and a few steps of plain arithmetic."""
+    spread = float(cost.std(correction=0))
+    potentials = cost.new_zeros(len(cost))
+    if spread == 0:
+        return potentials
+    scaled = ((cost - cost.mean()) / spread).float()
+    for reg in regs:
+        gaps = scaled - (potentials / spread).float()
+        kernel = torch.exp((gaps.amin(1, keepdim=True) - gaps) / reg)
+        b = torch.ones(len(cost))
+        for _ in range(ITERATIONS):
+            a = 1 / (kernel @ b).clamp_min(1e-30)
+            b = 1 / (a @ kernel).clamp_min(1e-30)  # all entries of a column that no row is near may underflow
+        potentials = potentials + reg * spread * b.log()
+    return potentials
