@@ -67,7 +67,7 @@ def batches(
         share: the rows of the global batch that are this process's.
     """
     steps = range(first_step, last_step)
-    if isinstance(data, Tensor) or (isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data)):
+    if isinstance(data, Tensor) or (isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data[:2])):
         return _from_tensors(data, batch_size, seed, steps, share, device)
     if isinstance(data, Dataset):
         return _from_dataset(data, batch_size, seed, steps, share, device)
@@ -80,17 +80,19 @@ def batches(
 
 
 def _from_tensors(
-    data: Tensor | tuple[Tensor, ...], batch_size: int, seed: int, steps: range, share: slice, device: torch.device
+    data: Batch, batch_size: int, seed: int, steps: range, share: slice, device: torch.device
 ) -> Iterator[Batch]:
-    parts = (data,) if isinstance(data, Tensor) else data
+    _, x1, _ = unpack(data)
+    parts = [part for part in unpack(data) if part is not None]
+    if not all(isinstance(part, Tensor) for part in parts):
+        raise TypeError(f"data: expected tensors (and None for missing labels); got {[type(p).__name__ for p in parts]}")
     if len({len(part) for part in parts}) != 1:
         raise ValueError(f"data: expected parts of one length; got {[len(part) for part in parts]}")
-    parts = tuple(part.to(device) for part in parts)
-    order = EpochOrder(len(parts[0]), batch_size, seed)
+    data = map_batch(lambda part: part.to(device), data)
+    order = EpochOrder(len(x1), batch_size, seed)
     for step in steps:
         index = order.indices(step)[share].to(device)
-        batch = tuple(part[index] for part in parts)
-        yield batch[0] if len(batch) == 1 else batch
+        yield map_batch(lambda part: part[index], data)  # noqa: B023 (called at once)
 
 
 def _from_distribution(

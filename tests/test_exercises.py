@@ -1,0 +1,105 @@
+"""Every solution in the book is run, and ends in a line of praise from its check."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from flowbook import checks
+
+BOOK = Path(__file__).resolve().parent.parent / "book"
+DETAILS = re.compile(r"<details><summary>Solution</summary>\n\n(.*?)\n\n</details>", re.S)
+CODE = re.compile(r"```python\n(.*?)```", re.S)
+
+
+def solutions() -> list[tuple[str, str]]:
+    """(exercise, code) of every folded solution, in the order of the book."""
+    found = []
+    for path in sorted(BOOK.glob("*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type != "markdown" or "<details>" not in cell.source:
+                continue
+            numbers = re.findall(r"^\*\*(\d\.\d+) \(", cell.source, re.M)
+            blocks = [CODE.findall(text) for text in DETAILS.findall(cell.source)]
+            assert len(numbers) == len(blocks), f"{path.name}: each of {numbers} needs one folded solution"
+            for number, code in zip(numbers, blocks, strict=True):
+                assert len(code) == 1, f"{path.name}: solution {number} needs one block of code"
+                found.append((number, code[0]))
+    return found
+
+
+def test_chapter_3_has_at_least_five_exercises() -> None:
+    assert sum(number.startswith("3.") for number, _ in solutions()) >= 5
+
+
+@pytest.mark.parametrize(("number", "code"), solutions(), ids=[number for number, _ in solutions()])
+def test_the_solution_passes_its_check(number: str, code: str) -> None:
+    torch.manual_seed(0)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, f"solution {number}", "exec"), {})
+    assert printed.getvalue().startswith("right: ")
+    assert "checks." in code
+
+
+def wrong_target(x0, x1, t, sigma_min):  # type: ignore[no-untyped-def]
+    xt = t[:, None] * x1 + (1 - (1 - sigma_min) * t[:, None]) * x0
+    return xt, -(x1 - (1 - sigma_min) * x0)
+
+
+def euler(velocity, x, steps):  # type: ignore[no-untyped-def]
+    for n in range(steps):
+        x = x + velocity(x, torch.tensor(n / steps)) / steps
+    return x
+
+
+def backward_heun(velocity, x, steps):  # type: ignore[no-untyped-def]
+    for n in range(steps):
+        t = 1 - n / steps
+        first = velocity(x, torch.tensor(t))
+        x = x - (first + velocity(x - first / steps, torch.tensor(t - 1 / steps))) / (2 * steps)
+    return x
+
+
+def inverse_pairing(x0, x1, y):  # type: ignore[no-untyped-def]
+    from scipy.optimize import linear_sum_assignment
+
+    paired = x0.clone()
+    for label in y.unique():
+        members = (y == label).nonzero().squeeze(1)
+        _, source = linear_sum_assignment(torch.cdist(x1[members], x0[members]).square().numpy())
+        paired[members] = x0[members[torch.as_tensor(source).argsort()]]
+    return paired
+
+
+MISTAKES = [
+    (lambda: checks.target_with_sigma_min(wrong_target), "sign flipped"),
+    (lambda: checks.target_with_sigma_min(lambda x0, x1, t, s: (t * x1 + (1 - (1 - s) * t) * x0, x1)), "last axis"),
+    (lambda: checks.one_euler_step((1.5, 0.5)), "std: 0.5 is that of the data"),
+    (lambda: checks.one_euler_step((0.0, 0.0)), "mean"),
+    (lambda: checks.heun_solver(euler), "Euler's method"),
+    (lambda: checks.heun_solver(backward_heun), "time runs from 1 to 0"),
+    (lambda: checks.loss_floor(1.25), "before anything is known"),
+    (lambda: checks.loss_floor(0.0), "not 0 at the best velocity"),
+    (lambda: checks.pairing(inverse_pairing), "inverse permutation"),
+    (lambda: checks.pairing(lambda x0, x1, y: x0), "nothing was permuted"),
+    (lambda: checks.pairing(lambda x0, x1, y: x0[[0] * len(x0)]), "are lost"),
+    (
+        lambda: checks.guidance(
+            lambda v, x, t, y, s, null: v(x, t, y) + s * (v(x, t, y) - v(x, t, torch.full_like(y, null)))
+        ),
+        "the paper's w",
+    ),
+]
+
+
+@pytest.mark.parametrize(("attempt", "diagnosis"), MISTAKES, ids=[diagnosis for _, diagnosis in MISTAKES])
+def test_the_check_says_what_is_wrong(attempt, diagnosis: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(AssertionError, match=re.escape(diagnosis)):
+        attempt()
