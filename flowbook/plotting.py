@@ -124,21 +124,22 @@ def field(
     ax = _axes(ax)
     x = mesh(limit, n)
     v = velocity(x, torch.tensor(t))
-    options = {"width": 0.004, "alpha": 0.9, **options}
+    options = {"width": 0.006, "alpha": 0.9, "headwidth": 4, "headlength": 4, "headaxislength": 3.6, **options}
     ax.quiver(x[:, 0], x[:, 1], v[:, 0], v[:, 1], color=colour, angles="xy", scale_units="xy", scale=scale, **options)
     return ax
 
 
 def trajectories(
-    trajectory: Tensor, ax: Any = None, colour: str = "#888888", ends: bool = True, width: float = 0.6, alpha: float = 0.6
-) -> Any:
-    """Paths of points, trajectory (T, n, 2), with the noise at their start and the result at their end."""
+    trajectory: Tensor, ax: Any = None, colour: str = "#888888", ends: bool = True, end_colour: str = MODEL,
+    width: float = 0.6, alpha: float = 0.6,
+) -> Any:  # fmt: skip
+    """Paths of points, trajectory (T, n, 2), with the noise at their start and the data or samples at their end."""
     ax = _axes(ax)
     path = trajectory.detach().cpu()
     ax.plot(path[..., 0], path[..., 1], color=colour, linewidth=width, alpha=alpha, zorder=1)
     if ends:
         points(path[0], NOISE, ax, size=7, alpha=0.9, zorder=2)
-        points(path[-1], MODEL, ax, size=7, alpha=0.9, zorder=3)
+        points(path[-1], end_colour, ax, size=7, alpha=0.9, zorder=3)
     return ax
 
 

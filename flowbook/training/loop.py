@@ -317,17 +317,20 @@ class _progress_bar:
     """tqdm where a person watches, nothing elsewhere."""
 
     def __init__(self, progress: bool | None, first: int, total: int, main: bool):
-        from tqdm.auto import tqdm
+        self.bar = None
+        if main and (sys.stderr.isatty() if progress is None else progress):
+            from tqdm.auto import tqdm
 
-        hidden = not main or (not sys.stderr.isatty() if progress is None else not progress)
-        self.bar = tqdm(total=total, initial=first, disable=hidden, unit="step")
+            self.bar = tqdm(total=total, initial=first, unit="step")
 
     def update(self, done: int, loss: float, speed: float) -> None:
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
-        self.bar.update(done - self.bar.n)
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
+            self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 __all__ = ["Loss", "TrainResult", "Velocity", "fit", "learning_rate"]
