@@ -57,7 +57,7 @@ def score_images(images: Tensor, labels: Tensor, judge: Classifier, reference: M
 
 def score_velocity(
     velocity: Velocity, judge: Classifier, reference: Moments, *, n: int = 10_000, guidance: float = 1.0,
-    method: str = "heun", steps: int | None = 12, seed: int = 0, batch_size: int = 500,
+    method: str = "midpoint", steps: int | None = 12, seed: int = 0, batch_size: int = 500,
 ) -> Scores:  # fmt: skip
     """Draw n images, the same number of every class, and score them.
 

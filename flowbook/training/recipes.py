@@ -121,7 +121,7 @@ def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Ten
     """Ten samples for each label (or 50 without labels), always from the same noise."""
     if "preview" not in recipe:
         return None
-    options = {"steps": 20, "guidance": 1.0, "method": "heun", **recipe["preview"]}
+    options = {"steps": 20, "guidance": 1.0, "method": "midpoint", **recipe["preview"]}
     if not hasattr(model, "size"):
         raise ValueError(f"preview: expected a model of images; got {recipe['model']['name']}")
     classes: int | None = getattr(model, "num_classes", None)
