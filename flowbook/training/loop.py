@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,8 +224,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def _accelerator(config: TrainConfig) -> Any:
     """accelerate's view of devices and processes. Precision and compilation stay with the loop."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    with warnings.catch_warnings():  # accelerate imports tqdm's widget, which a notebook without ipywidgets warns of
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
     # One interpreter may train twice, on the CPU and on a GPU; accelerate keeps its first answer unless told.
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
