@@ -1,0 +1,108 @@
+r"""What does one step of ``flowbook.training.fit`` cost beyond a bare loop written by hand?
+
+    python benchmarks/step_overhead.py
+
+Two models: the MLP on points in the plane, and the U-Net of the digits (8 x 8), both at batch 256. Equal on both sides:
+model, initial weights, data and how it is drawn, fused AdamW, cosine decay, averaged weights after every step. The bare
+loop is plain torch: torch.randn and torch.rand, the interpolation and the squared error in four lines, no checks of
+arguments, no log, nothing keyed to sample and step, no way to resume. Only the steps are timed, not the building of
+models and optimisers.
+
+``minimal`` leaves out cosine decay and averaged weights too, which a first script would.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import measure
+import torch
+from torch import Tensor, nn
+
+from flowbook import data, models
+from flowbook.flow_matching import FlowMatching
+from flowbook.training import TrainConfig, fit
+
+BATCH = 256
+
+
+def bare(model: nn.Module, draw: Callable[[], tuple[Tensor, Tensor | None]], steps: int, minimal: bool) -> float:
+    """Train by hand; returns the seconds of the steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+    mean = copy.deepcopy(model)
+    pairs = list(mean.parameters()), list(model.parameters())
+    started = time.perf_counter()
+    for step in range(steps):
+        x1, y = draw()
+        x0 = torch.randn_like(x1)
+        t = torch.rand(len(x1))
+        at = t.reshape(-1, *[1] * (x1.dim() - 1))
+        v = model((1 - at) * x0 + at * x1, t) if y is None else model((1 - at) * x0 + at * x1, t, y)
+        loss = (v - (x1 - x0)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if not minimal:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.5e-3 * (1 + math.cos(math.pi * step / steps))
+        optimizer.step()
+        if not minimal:
+            with torch.no_grad():
+                torch._foreach_lerp_(*pairs, 0.02)
+    return time.perf_counter() - started
+
+
+def task(name: str) -> tuple[nn.Module, Any, Callable[[], tuple[Tensor, Tensor | None]]]:
+    """A model, the data as ``fit`` takes it, and the draw of a batch for the bare loop."""
+    torch.manual_seed(0)
+    if name == "mlp":
+        moons = data.moons()
+        return models.MLP(2), moons, lambda: (moons.sample(BATCH), None)
+    unet = models.UNet(channels=1, size=8, width=32, multipliers=(1, 2), num_classes=10)
+    images, labels = data.digits()
+
+    def draw() -> tuple[Tensor, Tensor]:
+        index = torch.randint(len(images), (BATCH,))
+        return images[index], labels[index]
+
+    return unet.to(memory_format=torch.channels_last), (images, labels), draw
+
+
+def main() -> None:
+    options = measure.parser(__doc__)
+    options.add_argument("--rounds", type=int, default=11)
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    result = {}
+    for name, steps in (("mlp", 400), ("unet", 20)):
+        model, given, draw = task(name)
+        config = TrainConfig(steps=steps, batch_size=BATCH)
+        seconds: dict[str, list[float]] = {"fit": [], "bare": [], "minimal": []}
+        run = {
+            "fit": lambda: fit(copy.deepcopy(model), FlowMatching(), given, config, progress=False).seconds,  # noqa: B023
+            "bare": lambda: bare(copy.deepcopy(model), draw, steps, minimal=False),  # noqa: B023
+            "minimal": lambda: bare(copy.deepcopy(model), draw, steps, minimal=True),  # noqa: B023
+        }
+        for round_ in range(-1, arguments.rounds):
+            for contender in list(run) if round_ % 2 else list(run)[::-1]:
+                taken = run[contender]()
+                if round_ >= 0:
+                    seconds[contender].append(taken)
+        timings = {contender: measure.Timing(values, values) for contender, values in seconds.items()}
+        result[name] = {
+            "steps_a_round": steps,
+            "ms_per_step": {contender: 1e3 * timing.summary()["wall_s"] / steps for contender, timing in timings.items()},
+            "fit_over_bare": measure.ratio(timings["fit"], timings["bare"])["wall_ratio"],
+            "fit_over_bare_quartiles": measure.ratio(timings["fit"], timings["bare"])["wall_ratio_quartiles"],
+            "fit_over_minimal": measure.ratio(timings["fit"], timings["minimal"])["wall_ratio"],
+        }
+        print(name, result[name], flush=True)
+    if not arguments.dry:
+        print(measure.save("step_overhead", result, note=arguments.note))
+
+
+if __name__ == "__main__":
+    main()
