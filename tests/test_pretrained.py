@@ -1,0 +1,131 @@
+"""Weights that come with the package, their files, and the scores they are shipped with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from flowbook import data, metrics, models, scores
+from flowbook.models import pretrained
+
+NAMES = ("mnist.safetensors", "mnist_classifier.safetensors", "digits_classifier.safetensors")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_file_is_small_finite_and_says_what_made_it(name: str) -> None:
+    path = pretrained.asset(name)
+    assert path.stat().st_size <= 3_000_000
+    model = pretrained.read(path)
+    assert not model.training
+    assert all(bool(torch.isfinite(p).all()) and p.dtype == torch.float32 for p in model.parameters())
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        notes = json.loads(file.metadata()["notes"])
+    assert notes["recipe"]["train"]["steps"] == notes["step"]
+
+
+@pytest.mark.parametrize("name", [name.removesuffix(".safetensors") for name in NAMES])
+def test_the_recipe_of_the_package_is_the_one_that_made_the_weights(name: str) -> None:
+    from safetensors import safe_open
+
+    from flowbook.training import recipes
+
+    with safe_open(pretrained.asset(f"{name}.safetensors"), framework="pt") as file:
+        notes = json.loads(file.metadata()["notes"])
+    stored, now = notes["recipe"], recipes.read(name)
+    for section in ("model", "data", "loss", "train"):
+        assert stored[section] == now[section]
+
+
+def test_a_written_model_is_read_back_to_half_precision(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = models.UNet(channels=1, size=8, width=8, multipliers=(1, 2), blocks=1, num_classes=3)
+    again = pretrained.read(models.export(model, tmp_path / "unet.safetensors", step=5))
+    assert models.describe(again) == models.describe(model)
+    for mine, theirs in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine.half().float(), theirs)
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model: expected one of flowbook\.models"):
+        models.export(nn.Linear(2, 2), tmp_path / "linear.safetensors")
+    model = models.MLP(2, hidden=4)
+    with torch.no_grad():
+        next(model.parameters()).fill_(1e6)
+    with pytest.raises(ValueError, match="half precision"):
+        models.export(model, tmp_path / "large.safetensors")
+
+
+def test_a_missing_damaged_or_foreign_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        pretrained.read(tmp_path / "nowhere.safetensors")
+    whole = models.export(models.MLP(2, hidden=4), tmp_path / "mlp.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.safetensors"):
+        pretrained.read(tmp_path / "cut.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="was not written by flowbook"):
+        pretrained.read(tmp_path / "foreign.safetensors")
+
+
+@pytest.mark.parametrize("load", [models.load_pretrained, models.load_classifier, models.load_moments])
+def test_an_unknown_name_is_refused_with_the_known_ones(load) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=r"name: expected one of 'mnist'"):
+        load("imagenet")
+
+
+def test_the_shipped_scores_meet_what_the_book_promises() -> None:
+    stored = json.loads(pretrained.asset("mnist_scores.json").read_text())
+    floors = json.loads(pretrained.asset("mnist_floor.json").read_text())
+    best = stored["headline"]
+    assert floors["judge_accuracy_test"] >= 0.99
+    assert best["samples"] == 10_000
+    assert best["nfe"] <= 50
+    assert best["class_accuracy"] >= 0.98
+    assert best["frechet"] <= 2 * floors["frechet_floor_10000"]
+    moments = models.load_moments("mnist")
+    assert metrics.frechet_from_moments(moments["train"], moments["test"]) == pytest.approx(
+        floors["frechet_floors_10000"][0]
+    )
+
+
+def test_the_shipped_model_draws_what_it_is_asked_for_and_not_what_it_is_not() -> None:
+    velocity, judge = models.load_pretrained("mnist"), models.load_classifier("mnist")
+    noise = torch.randn(70, 1, 28, 28, generator=torch.Generator().manual_seed(11))
+    y = torch.arange(70) % 10
+    from flowbook.solvers import sample
+
+    drawn = sample(velocity, noise, y=y, method="midpoint", steps=4).x
+    reference = models.load_moments("mnist")["test"]
+    assert scores.score_images(drawn, y, judge, reference)[0] > 0.9
+    assert scores.score_images(drawn, (y + 1) % 10, judge, reference)[0] < 0.1
+
+
+def test_a_score_does_not_depend_on_the_batch_size() -> None:
+    judge = models.load_classifier("digits")
+    images, _ = data.digits("test")
+    reference = metrics.moments(models.features_and_labels(judge, images)[0])
+    model = models.UNet(channels=1, size=8, width=8, multipliers=(1, 2), blocks=1, num_classes=10).eval()
+    small = scores.score_velocity(model, judge, reference, n=80, steps=2, batch_size=20)
+    large = scores.score_velocity(model, judge, reference, n=80, steps=2, batch_size=80)
+    assert small.nfe == large.nfe == 4
+    assert small.frechet == pytest.approx(large.frechet, rel=1e-4)
+
+
+@pytest.mark.skipif(not os.environ.get("FLOWBOOK_DATA"), reason="needs MNIST: FLOWBOOK_DATA names no folder")
+def test_the_judge_reads_mnists_test_images() -> None:
+    images, labels = data.mnist("test")
+    judge = models.load_classifier("mnist")
+    features, seen = models.features_and_labels(judge, images)
+    assert float((seen == labels).float().mean()) >= 0.99
+    mean, covariance = models.load_moments("mnist")["test"]
+    torch.testing.assert_close(features.double().mean(0), mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.cov(features.double().T), covariance, rtol=1e-2, atol=1e-2)
