@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from flowbook.couplings import OptimalTransport
-from flowbook.flow_matching import guided
 from flowbook.paths import LinearPath
 from flowbook.solvers import solve
 
@@ -31,7 +30,9 @@ def _diagnose(got: Tensor, expected: Tensor, mistakes: dict[str, Tensor], what: 
     for diagnosis, result in mistakes.items():
         if _close(got, result):
             raise AssertionError(f"{what}: {diagnosis}")
-    raise AssertionError(f"{what}: off by up to {float((got - expected).abs().max()):.3g}, and by no mistake known here")
+    raise AssertionError(
+        f"{what}: off by up to {float((got - expected).abs().max()):.3g}, and by no mistake known here"
+    )
 
 
 def target_with_sigma_min(function: Callable[..., tuple[Tensor, Tensor]], sigma_min: float = 0.1) -> str:
@@ -86,7 +87,9 @@ def one_euler_step(prediction: tuple[float, float]) -> str:
         raise AssertionError(f"std: got {std}; write down v(x, 0) = E[x1 - x0 | x0 = x] and add it to x")
     if not math.isclose(mean, 1.5, abs_tol=0.02):
         raise AssertionError(f"mean: got {mean}; all points land on E[x1]")
-    return "right: the first velocity of an independent coupling points at the mean of the data, and one step goes there"
+    return (
+        "right: the first velocity of an independent coupling points at the mean of the data, and one step goes there"
+    )
 
 
 def heun_solver(function: Callable[..., Tensor]) -> str:
@@ -158,6 +161,7 @@ def pairing(function: Callable[..., Tensor]) -> str:
     got = function(x0, x1, y)
     if got.shape != x0.shape:
         raise AssertionError(f"x0: expected shape {tuple(x0.shape)}; got {tuple(got.shape)}")
+
     def positions(paired: Tensor) -> Tensor:  # [source, place] is True where a source was put
         return (x0[:, None] == paired[None]).all(-1)
 

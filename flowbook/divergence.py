@@ -20,8 +20,8 @@ from flowbook._model import Velocity, call
 LOOP_UP_TO = 8
 """Up to this many dimensions a plain loop of backward passes beats a batched one."""
 CHUNK_ELEMENTS = 2**18
-"""Elements of the derivative products that are computed at once; this bounds the memory of the exact trace, and keeps it in
-a CPU's cache (2^22 takes up to twice as long)."""
+"""Elements of the derivative products that are computed at once; this bounds the memory of the exact trace, and keeps
+it in a CPU's cache (2^22 takes up to twice as long)."""
 GPU_CHUNKS = 64
 """A GPU computes this many such chunks at once, to be busy."""
 

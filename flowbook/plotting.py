@@ -70,7 +70,9 @@ def panels(columns: int, rows: int = 1, width: float = 7.4, aspect: float = 1.0,
     return plt.subplots(rows, columns, figsize=(width, height), **options)
 
 
-def points(x: Tensor, colour: str = DATA, ax: Any = None, label: str | None = None, size: float = 2.0, **options: Any) -> Any:
+def points(
+    x: Tensor, colour: str = DATA, ax: Any = None, label: str | None = None, size: float = 2.0, **options: Any
+) -> Any:
     """A scatter of points (n, 2)."""
     ax = _axes(ax)
     x = x.detach().cpu()

@@ -29,7 +29,9 @@ def main() -> None:
     moments = {"train": metrics.moments(train), "test": metrics.moments(features["test"])}
     for n in (1_000, 10_000):
         floors = [
-            metrics.frechet_from_moments(metrics.moments(features["train"][order[k * n : (k + 1) * n]]), moments["test"])
+            metrics.frechet_from_moments(
+                metrics.moments(features["train"][order[k * n : (k + 1) * n]]), moments["test"]
+            )
             for k in range(5)
         ]
         scores[f"frechet_floor_{n}"] = sorted(floors)[2]

@@ -85,7 +85,9 @@ def _from_tensors(
     _, x1, _ = unpack(data)
     parts = [part for part in unpack(data) if part is not None]
     if not all(isinstance(part, Tensor) for part in parts):
-        raise TypeError(f"data: expected tensors (and None for missing labels); got {[type(p).__name__ for p in parts]}")
+        raise TypeError(
+            f"data: expected tensors (and None for missing labels); got {[type(p).__name__ for p in parts]}"
+        )
     if len({len(part) for part in parts}) != 1:
         raise ValueError(f"data: expected parts of one length; got {[len(part) for part in parts]}")
     data = map_batch(lambda part: part.to(device), data)
