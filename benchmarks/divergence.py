@@ -12,13 +12,14 @@ The velocity and its exact divergence at one time, in D = 2, 64 and 784 dimensio
 - torchcfm: its CNF tutorial takes the trace of ``torch.func.jacrev`` of one point under ``torch.vmap``; the package
   itself has no function for it.
 
-Equal on all sides: one multilayer perceptron (three layers of 128, SiLU, the time as an input), weights, points, float32,
-no graph kept. All results are compared with each other before anything is timed.
+Equal on all sides: one multilayer perceptron (three layers of 128, SiLU, the time as an input), weights, points,
+float32, no graph kept. All results are compared with each other before anything is timed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import measure
 import torch
@@ -78,9 +79,9 @@ def ways(velocity: Velocity, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     return {"flowbook": flowbook, "flow_matching": flow_matching, "zuko": zuko_way, "torchcfm": torchcfm}
 
 
-def one_evaluation(f, x, t0, t1, phi=(), atol=1e-6, rtol=1e-5):  # noqa: ANN001, ANN201 (zuko's signature)
+def one_evaluation(field: Callable[..., Any], x: tuple[Tensor, ...], t0: float, *rest: Any) -> Any:
     """In place of zuko's solver: its augmented field once, at t0."""
-    return f(torch.as_tensor(t0), *x)
+    return field(torch.as_tensor(t0), *x)
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int, warmup: i
 
 def ratio(numerator: Timing, denominator: Timing) -> dict[str, float]:
     """The median over rounds of the quotient within a round, wall-clock and CPU, with the middle half of the rounds."""
-    result = {}
+    result: dict[str, Any] = {}
     for clock in ("wall", "cpu"):
         quotients = [a / b for a, b in zip(getattr(numerator, clock), getattr(denominator, clock), strict=True)]
         low, middle, high = statistics.quantiles(quotients, n=4) if len(quotients) > 1 else quotients * 3
@@ -82,7 +82,12 @@ def save(name: str, result: dict[str, Any], *, peers: tuple[str, ...] = (), note
         note: what a reader must know about the conditions, for example that the machine was busy.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = {"cpu": cpu_model(), "cores": cores, "torch_threads": torch.get_num_threads(), "system": platform.system()}
+    machine = {
+        "cpu": cpu_model(),
+        "cores": cores,
+        "torch_threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
     content = {
         "benchmark": name,
         "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
