@@ -192,6 +192,7 @@ def guidance(function: Callable[..., Tensor]) -> str:
     """Exercise 3.6: ``function(velocity, x, t, y, scale, null_label) -> v`` under classifier-free guidance.
 
     Example:
+        >>> from flowbook.flow_matching import guided
         >>> guidance(lambda v, x, t, y, scale, null: guided(v, scale, null)(x, t, y))
         'right: scale 0 ignores the label, 1 is the conditional velocity, above 1 exaggerates it'
     """
