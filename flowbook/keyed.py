@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-BLOCK = 64
+BLOCK = 256
 """Samples that share one generator; a process draws whole blocks and keeps its own rows."""
 
 
@@ -88,11 +89,16 @@ def mix(*numbers: int) -> int:
     return state >> 1
 
 
+@cache
+def _generator(device: torch.device) -> torch.Generator:
+    return torch.Generator(device=device)  # seeded before every draw; making one costs as much as drawing
+
+
 def _draw(function: Callable[..., Tensor], shape: torch.Size, like: Tensor) -> Tensor:
     key = _current
     assert key is not None
     key.draws += 1
-    generator = torch.Generator(device=like.device)
+    generator = _generator(like.device)
     rows, rest = shape[0], shape[1:]
     blocks = []
     for block in range(key.first // BLOCK, -(-(key.first + rows) // BLOCK)):
