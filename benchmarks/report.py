@@ -63,6 +63,20 @@ def coupling(result: dict[str, Any]) -> Iterator[Row]:
     )
 
 
+def two_dimensions(result: dict[str, Any]) -> Iterator[Row]:
+    for name, target in (
+        ("independent, dopri5", "at most 1.2 floors"), ("optimal transport, dopri5", "at most 1.2 floors"),
+        ("optimal transport, one Euler step", "at most 1.5 floors"),
+    ):  # fmt: skip
+        numbers = result[name]
+        fives = numbers["median_over_floor_of_fives"]
+        measured = (
+            f"{numbers['median_over_floor']:.2f} floors (median of {result['draws']} draws; of five draws "
+            f"{min(fives):.2f} to {max(fives):.2f}; root mean squares {numbers['rms_over_floor']:.2f})"
+        )
+        yield f"chapter 3's distance to the data, {name}", measured, target
+
+
 def gpu(result: dict[str, Any]) -> Iterator[Row]:
     for name, speed in result["training_images_per_second"].items():
         yield f"training on {result['gpu']}, {name}", f"{speed:.0f} images/s", ""
@@ -72,7 +86,7 @@ def gpu(result: dict[str, Any]) -> Iterator[Row]:
 
 ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "time_to_quality": time_to_quality, "time_to_quality_ot": time_to_quality, "step_overhead": step_overhead,
-    "divergence": divergence, "coupling": coupling, "gpu": gpu,
+    "divergence": divergence, "coupling": coupling, "two_dimensions": two_dimensions, "gpu": gpu,
 }  # fmt: skip
 
 
