@@ -105,10 +105,13 @@ def table() -> str:
         content = json.loads(path.read_text())
         lines += [f"| {' | '.join(row)} |" for row in rows(content["result"])]
         machine, versions = content["machine"], content["versions"]
-        threads = f"{machine['torch_threads']} thread{'s' if machine['torch_threads'] > 1 else ''}"
+        cores, threads = (
+            f"{machine[key]} {word}{'s' if machine[key] > 1 else ''}"
+            for key, word in (("cores", "core"), ("torch_threads", "thread"))
+        )
         remark = f" {content['note']}" if content["note"] else ""
         conditions.append(
-            f"- {name}: {machine['cpu']}, {machine['cores']} cores, {threads}; "
+            f"- {name}: {machine['cpu']}, {cores}, {threads}; "
             + ", ".join(f"{package} {version}" for package, version in versions.items()) + f".{remark}"
         )  # fmt: skip
     return "\n".join([*lines, "", *conditions])
