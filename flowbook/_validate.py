@@ -7,6 +7,7 @@ nothing. Values are looked at only where it is free to do so: on the CPU, in eag
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,45 @@ def values_are_readable(x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return x.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def is_integer(value: Any) -> bool:
+    """Python's and NumPy's integers, but not True and False."""
+    # The exact types first: asking for numbers.Integral costs ten times as much.
+    return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
+
+
+def is_number(value: Any) -> bool:
+    """Python's and NumPy's real numbers, but not True and False."""
+    return type(value) in (float, int) or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+
+
+def boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False; got {value!r}")
+
+
+def instance(name: str, value: Any, kind: type, example: str) -> None:
+    """``value`` is an object of a class, not the class itself or a name for it."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected a {kind.__name__} such as {example}; got {described(value)}")
+
+
+def function(name: str, value: Any, example: str) -> None:
+    """``value`` can be called; a class can, but it is the object made of it that is meant."""
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(f"{name}: expected a function or an object such as {example}; got {described(value)}")
+
+
+def generator(value: Any) -> None:
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator or None; got {value!r}")
+
+
+def described(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself"
+    return repr(value) if isinstance(value, (str, int, float)) or value is None else f"a {type(value).__name__}"
 
 
 def one_of(name: str, value: Any, options: Sequence[Any]) -> None:
@@ -50,18 +90,25 @@ def same_shape(name: str, x: Any, other_name: str, other: Tensor) -> None:
         raise ValueError(f"{name}: expected the shape of {other_name}, {tuple(other.shape)}; got {tuple(x.shape)}")
 
 
-def time(name: str, t: Any, batch: int | None = None) -> None:
-    """``t`` is a number or a float tensor, 0-d or of shape ``(batch,)``, within [0, 1]."""
+def velocity_like(v: Any, x: Tensor) -> None:
+    """What a velocity returned has the shape and dtype of x, or x would change them without a word."""
+    same_shape("velocity(x, t, y)", v, "x", x)
+    if v.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"velocity(x, t, y): expected the dtype of x, {x.dtype}; got {v.dtype}")
+
+
+def time(name: str, t: Any, batch: int | None = None, *, values: bool = True) -> None:
+    """``t`` is a number or a float tensor, 0-d or of shape ``(batch,)``, within [0, 1] (a tensor: if ``values``)."""
     if isinstance(t, Tensor):
         if not t.is_floating_point():
             raise TypeError(f"{name}: expected a float time in [0, 1]; got a tensor of dtype {t.dtype}")
         if t.dim() > 1 or (t.dim() == 1 and batch is not None and t.shape[0] != batch):
             wanted = "()" if batch is None else f"() or ({batch},)"
             raise ValueError(f"{name}: expected a scalar or one time per sample, shape {wanted}; got {tuple(t.shape)}")
-        if not values_are_readable(t) or t.numel() == 0:
+        if not values or not values_are_readable(t) or t.numel() == 0:
             return
         low, high = (float(v) for v in t.detach().aminmax())
-    elif isinstance(t, (int, float)) and not isinstance(t, bool):
+    elif is_number(t):
         low = high = float(t)
     else:
         raise TypeError(f"{name}: expected a float or a tensor in [0, 1]; got {type(t).__name__}")
@@ -84,7 +131,7 @@ def labels(name: str, y: Any, batch: int, classes: int | None = None) -> None:
 
 
 def positive_int(name: str, value: Any, *, at_least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_integer(value):
         raise TypeError(f"{name}: expected an integer of at least {at_least}; got {value!r}")
     if value < at_least:
         raise ValueError(f"{name}: expected an integer of at least {at_least}; got {value}")
@@ -92,7 +139,7 @@ def positive_int(name: str, value: Any, *, at_least: int = 1) -> None:
 
 def number(name: str, value: Any, low: float, high: float, *, low_open: bool = False, high_open: bool = False) -> None:
     """``value`` is a number between ``low`` and ``high``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(f"{name}: expected a number; got {value!r}")
     above = value > low if low_open else value >= low
     below = value < high if high_open else value <= high

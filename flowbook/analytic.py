@@ -70,6 +70,7 @@ class GaussianMixture:
     def sample_labelled(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """n points and the component each came from, shapes (n, D) and (n,)."""
         _validate.positive_int("n", n)
+        _validate.generator(generator)
         y = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.dim, generator=generator)
         x = self.means[y].to(noise.dtype) + self.stds[y, None].to(noise.dtype) * noise
@@ -127,6 +128,8 @@ class GaussianMixture:
             tensor(True)
         """
 
+        _validate.instance("path", path, Path, "LinearPath()")
+
         def velocity(x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
             return self.velocity(x, t, path, y)
 
@@ -160,11 +163,15 @@ class GaussianMixture:
 
 def two_gaussians(distance: float = 4.0, std: float = 1.0) -> GaussianMixture:
     """Two equal Gaussians at (-distance, 0) and (distance, 0)."""
+    _validate.number("distance", distance, -math.inf, math.inf)
+    _validate.number("std", std, 0, math.inf, low_open=True)
     return GaussianMixture([[-distance, 0.0], [distance, 0.0]], std)
 
 
 def eight_gaussians(radius: float = 5.0, std: float = math.sqrt(0.1)) -> GaussianMixture:
     """Eight equal Gaussians on a circle (by default radius and variance of torchcfm's tutorial)."""
+    _validate.number("radius", radius, -math.inf, math.inf)
+    _validate.number("std", std, 0, math.inf, low_open=True)
     angles = [2 * math.pi * k / 8 for k in range(8)]
     return GaussianMixture([[radius * math.cos(a), radius * math.sin(a)] for a in angles], std)
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors of use end with one line and exit status 2."""
+    """Run one command; errors of use end with one line and exit status 2, those of files with one and status 1."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if options.command == "train" and not any(word.startswith("-") for word in rest):
@@ -22,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
         print(f"flowbook {options.command}: {error}", file=sys.stderr)
         return 2
+    except (OSError, SafetensorError) as error:
+        print(f"flowbook {options.command}: {error}", file=sys.stderr)
+        return 1
     return status
 
 
@@ -83,23 +88,37 @@ def _load(checkpoint: str) -> Any:
     return models.load_pretrained(checkpoint) if checkpoint in models.PRETRAINED else training.load(checkpoint)
 
 
+def _load_images(checkpoint: str) -> Any:
+    """A velocity on images."""
+    from flowbook.models import Classifier
+
+    velocity = _load(checkpoint)
+    if not hasattr(velocity, "size") or isinstance(velocity, Classifier):
+        raise ValueError(f"checkpoint: expected a model of images that draws them; got {type(velocity).__name__}")
+    return velocity
+
+
 def _sample(options: argparse.Namespace) -> int:
     import torch
+    from PIL import Image
     from torchvision.utils import make_grid, save_image
 
     from flowbook import _validate, solvers
     from flowbook.flow_matching import guided
 
     _validate.positive_int("--n", options.n)
-    velocity = _load(options.checkpoint)
-    if not hasattr(velocity, "size"):
-        raise ValueError(f"checkpoint: expected a model of images; got {type(velocity).__name__}")
+    if Image.registered_extensions().get(options.out.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"--out: expected the name of an image file, such as samples.png; got {options.out}")
+    if options.labels == []:
+        raise ValueError("--labels: expected at least one label after it, for example --labels 7 1; got none")
+    velocity = _load_images(options.checkpoint)
     classes = getattr(velocity, "num_classes", None)
     generator = torch.Generator().manual_seed(options.seed)
     y = None
     count = options.n
     if classes is not None:
         labels = list(range(classes)) if options.labels is None else options.labels
+        _validate.labels("--labels", torch.tensor(labels), len(labels), classes=classes)
         y = torch.tensor(labels).repeat_interleave(options.n)
         count = len(y)
     elif options.labels is not None:
@@ -125,10 +144,16 @@ def _score(options: argparse.Namespace) -> int:
 
     from flowbook import models, scores, solvers
 
+    velocity = _load_images(options.checkpoint)
     judge, reference = models.load_classifier("mnist"), models.load_moments("mnist")["test"]
+    ours, wanted = ((model.channels, model.size, model.size, model.num_classes) for model in (velocity, judge))
+    if ours != wanted:
+        raise ValueError(
+            f"checkpoint: expected a model of MNIST's digits, (channels, height, width, classes) = {wanted}; got {ours}"
+        )
     steps = options.steps if options.method in solvers.FIXED else None
     result = scores.score_velocity(
-        _load(options.checkpoint), judge, reference, n=options.n, guidance=options.guidance, method=options.method,
+        velocity, judge, reference, n=options.n, guidance=options.guidance, method=options.method,
         steps=steps, seed=options.seed,
     )  # fmt: skip
     print(json.dumps(dataclasses.asdict(result), indent=2))
@@ -136,10 +161,15 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from flowbook import training
+    from flowbook import models, training
     from flowbook.models import pretrained
     from flowbook.training import checkpoint as checkpoints
 
+    if options.checkpoint in models.PRETRAINED and not Path(options.checkpoint).exists():
+        raise ValueError(
+            f"checkpoint: expected the folder of a run or checkpoint; {options.checkpoint!r} names weights that are "
+            "exported already"
+        )
     path = checkpoints.locate(options.checkpoint)
     stored = checkpoints.read(path)
     pretrained.export(training.load(path), options.out, step=stored.step, recipe=stored.recipe)

@@ -69,6 +69,7 @@ class OptimalTransport:
     def __post_init__(self) -> None:
         _validate.one_of("method", self.method, ("exact", "sinkhorn"))
         _validate.number("reg", self.reg, 0, float("inf"), low_open=True, high_open=True)
+        _validate.boolean("label_aware", self.label_aware)
 
     def __call__(self, x0: Tensor, x1: Tensor, y: Tensor | None = None) -> Coupled:
         _check(x0, x1, y)

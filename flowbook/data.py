@@ -44,6 +44,7 @@ class Planar:
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n points, shape (n, 2)."""
         _validate.positive_int("n", n)
+        _validate.generator(generator)
         return self.draw(n, generator)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -79,6 +80,15 @@ class Pairs:
     source: Source
     target: Source
 
+    def __post_init__(self) -> None:
+        for name in ("source", "target"):
+            side = getattr(self, name)
+            if isinstance(side, type) or not callable(getattr(side, "sample", None)):
+                raise TypeError(
+                    f"{name}: expected something with sample(n, generator=None), such as moons(); got "
+                    f"{_validate.described(side)}"
+                )
+
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, None]:
         """A batch (x0, x1, y) of n independent pairs, x0 and x1 of shape (n, D), without labels."""
         return self.source.sample(n, generator=generator), self.target.sample(n, generator=generator), None
@@ -91,6 +101,9 @@ def moons(noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Planar
         >>> moons().sample(3).shape
         torch.Size([3, 2])
     """
+
+    _validate.number("noise", noise, 0, math.inf, high_open=True)
+    _finite(scale=scale, shift=shift)
 
     def draw(n: int, generator: torch.Generator | None) -> Tensor:
         angle = math.pi * torch.rand(n, generator=generator)
@@ -111,6 +124,7 @@ def checkerboard(half_width: float = 4.0, squares: int = 4) -> Planar:
         >>> board.log_prob(torch.tensor([[1.0, 1.0], [3.0, 1.0]]))
         tensor([-3.4657,    -inf])
     """
+    _validate.number("half_width", half_width, 0, math.inf, low_open=True, high_open=True)
     _validate.positive_int("squares", squares, at_least=2)
     if squares % 2:
         raise ValueError(f"squares: expected an even number; got {squares}")
@@ -139,6 +153,9 @@ def spirals(noise: float = 0.1, turns: float = 1.5, scale: float = 1.0) -> Plana
         torch.Size([3, 2])
     """
 
+    _validate.number("noise", noise, 0, math.inf, high_open=True)
+    _finite(turns=turns, scale=scale)
+
     def draw(n: int, generator: torch.Generator | None) -> Tensor:
         angle = 2 * math.pi * turns * torch.sqrt(torch.rand(n, generator=generator))
         sign = 1.0 - 2.0 * torch.randint(2, (n, 1), generator=generator)
@@ -158,6 +175,9 @@ def pinwheel(
         torch.Size([3, 2])
     """
     _validate.positive_int("blades", blades)
+    for name, value in (("radial_std", radial_std), ("tangential_std", tangential_std), ("scale", scale)):
+        _validate.number(name, value, 0, math.inf, low_open=True, high_open=True)
+    _finite(rate=rate)
     scales = torch.tensor([radial_std, tangential_std])
 
     # Untwisting is a rotation by an angle that depends on the radius alone: it keeps areas, so the density is that of
@@ -247,6 +267,7 @@ def image_folder(root: str | Path, size: int, flip: bool = False) -> Dataset[Any
     from torchvision import datasets, transforms
 
     _validate.positive_int("size", size)
+    _validate.boolean("flip", flip)
     steps = [transforms.Resize(size), transforms.CenterCrop(size)]
     if flip:
         steps.append(transforms.RandomHorizontalFlip())
@@ -272,6 +293,11 @@ def data_root(root: str | Path | None = None) -> Path:
     if root is not None:
         return Path(root)
     return Path(os.environ.get("FLOWBOOK_DATA") or Path.home() / ".cache" / "flowbook")
+
+
+def _finite(**numbers: float) -> None:
+    for name, value in numbers.items():
+        _validate.number(name, value, -math.inf, math.inf, low_open=True, high_open=True)
 
 
 def _from_torchvision(name: str, split: str, root: str | Path | None) -> ImageTensors:

@@ -56,6 +56,8 @@ def divergence(
 
     Raises:
         ValueError: for an unknown method, or noise that is missing, superfluous or of the wrong shape.
+        RuntimeError: in ``torch.inference_mode()``, and for a velocity whose values change with x while no gradient
+            leads back to x (``torch.no_grad()`` or ``detach`` inside it): its divergence would come out as 0.
 
     Example:
         >>> v, div = divergence(lambda x, t: x * torch.tensor([1.0, 3.0]), torch.ones(1, 2), 0.5)
@@ -72,7 +74,10 @@ def divergence(
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = _leaf(x, create_graph)
         v = _evaluate(velocity, x, t, y)
-        div = _exact(v, x, create_graph) if v.requires_grad else v.new_zeros(len(x))
+        div = _exact(v, x, create_graph) if v.requires_grad else None
+        if div is None:
+            _check_constant(velocity, v, x, t, y)
+            div = v.new_zeros(len(x))
     return (v, div) if create_graph else (v.detach(), div.detach())
 
 
@@ -87,7 +92,7 @@ def hutchinson(
 ) -> tuple[Tensor, Tensor]:
     """The velocity, and one estimate of its divergence for each probe, shape (P, B) (Hutchinson 1990).
 
-    Arguments as in :func:`divergence`. The probes' spread over sqrt(P) is the standard error of their mean.
+    Arguments and errors as in :func:`divergence`. The probes' spread over sqrt(P) is the standard error of their mean.
 
     Example:
         >>> x = torch.ones(2, 3)
@@ -106,11 +111,11 @@ def hutchinson(
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = _leaf(x, create_graph)
         v = _evaluate(velocity, x, t, y)
-        if v.requires_grad:
-            products = _vector_jacobian(v, x, noise, create_graph)
-            estimates = (products * noise).flatten(2).sum(2)
-        else:
-            estimates = v.new_zeros(noise.shape[:2])
+        products = _vector_jacobian(v, x, noise, create_graph) if v.requires_grad else None
+        if products is None:
+            _check_constant(velocity, v, x, t, y)
+            products = torch.zeros_like(noise)
+        estimates = (products * noise).flatten(2).sum(2)
     return (v, estimates) if create_graph else (v.detach(), estimates.detach())
 
 
@@ -123,12 +128,14 @@ def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = No
     """
     _validate.positive_int("probes", probes)
     _validate.float_tensor("like", like, min_dim=1)
+    _validate.generator(generator)
     device = like.device if generator is None else generator.device
     bits = torch.randint(2, (probes, *like.shape), generator=generator, device=device)
     return (2 * bits - 1).to(like)
 
 
-def _exact(v: Tensor, x: Tensor, create_graph: bool) -> Tensor:
+def _exact(v: Tensor, x: Tensor, create_graph: bool) -> Tensor | None:
+    """The trace, or None when no gradient leads from v back to x."""
     batch, dim = len(x), x.shape[1:].numel()
     columns = v.reshape(batch, dim)
     if dim <= LOOP_UP_TO:
@@ -136,8 +143,10 @@ def _exact(v: Tensor, x: Tensor, create_graph: bool) -> Tensor:
         total = x.new_zeros(batch)
         for i in range(dim):
             (row,) = torch.autograd.grad(
-                columns[:, i].sum(), x, retain_graph=True, create_graph=create_graph, materialize_grads=True
+                columns[:, i].sum(), x, retain_graph=True, create_graph=create_graph, allow_unused=True
             )
+            if row is None:
+                return None
             total = total + row.reshape(batch, dim)[:, i]
         return total
     elements = CHUNK_ELEMENTS * (1 if x.device.type == "cpu" else GPU_CHUNKS)
@@ -147,26 +156,42 @@ def _exact(v: Tensor, x: Tensor, create_graph: bool) -> Tensor:
         index = torch.arange(start, min(start + chunk, dim), device=x.device)
         basis = torch.nn.functional.one_hot(index, dim).to(x)[:, None].expand(-1, batch, -1)
         products = _vector_jacobian(v, x, basis.reshape(len(index), *x.shape), create_graph)
+        if products is None:
+            return None
         rows = products.reshape(len(index), batch, dim)
         total = total + rows.gather(2, index[:, None, None].expand(-1, batch, 1)).sum((0, 2))
     return total
 
 
-def _vector_jacobian(v: Tensor, x: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
-    """vectors (P, B, ...) times the Jacobian of v at x, shape (P, B, ...)."""
+def _vector_jacobian(v: Tensor, x: Tensor, vectors: Tensor, create_graph: bool) -> Tensor | None:
+    """vectors (P, B, ...) times the Jacobian of v at x, shape (P, B, ...); None when no gradient leads back to x."""
     if len(vectors) == 1:
         (product,) = torch.autograd.grad(
-            v, x, vectors[0], retain_graph=True, create_graph=create_graph, materialize_grads=True
+            v, x, vectors[0], retain_graph=True, create_graph=create_graph, allow_unused=True
         )
-        return product[None]
-    # Not materialize_grads: for a velocity that ignores x, its zeros would lack the batch of vectors.
+        return None if product is None else product[None]
     (products,) = torch.autograd.grad(
         v, x, vectors, retain_graph=True, create_graph=create_graph, allow_unused=True, is_grads_batched=True
     )
-    return torch.zeros_like(vectors) if products is None else products
+    return products
+
+
+def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float, y: Tensor | None) -> None:
+    """No gradient leads from v to x: right for a velocity that is constant in x, wrong for one that is cut off."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(v):
+        return
+    with torch.no_grad():
+        elsewhere = call(velocity, 1.1 * x + 0.37, t, y)
+    if not torch.allclose(v, elsewhere, rtol=0, atol=0, equal_nan=True):
+        raise RuntimeError(
+            "velocity: its value changes with x, but no gradient leads back to x, so its divergence would come out as "
+            "0; expected a velocity without torch.no_grad(), detach() or item() inside"
+        )
 
 
 def _check(x: Tensor, t: Tensor | float, y: Tensor | None) -> None:
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        raise RuntimeError("divergence: torch.inference_mode() allows no derivatives; use torch.no_grad() instead")
     _validate.float_tensor("x", x, min_dim=1)
     _validate.time("t", t, len(x))
     if y is not None:
@@ -179,5 +204,5 @@ def _leaf(x: Tensor, create_graph: bool) -> Tensor:
 
 def _evaluate(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None) -> Tensor:
     v = call(velocity, x, t, y)
-    _validate.same_shape("velocity(x, t, y)", v, "x", x)
+    _validate.velocity_like(v, x)
     return v

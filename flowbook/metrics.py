@@ -70,6 +70,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, generator: 
     a, b = _samples("a", a), _samples("b", b)
     _validate.same_shape("b", b, "a", a)
     _validate.positive_int("projections", projections)
+    _validate.generator(generator)
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
     directions = directions / directions.norm(dim=0)
     gaps = (a @ directions).sort(dim=0).values - (b @ directions).sort(dim=0).values
@@ -97,6 +98,11 @@ def mmd(a: Tensor, b: Tensor, bandwidth: float | None = None) -> float:
     if bandwidth is None:
         pooled = torch.cat([a, b])
         bandwidth = float(torch.pdist(pooled[torch.randperm(len(pooled), generator=_fixed())[:1000]]).median())
+        if bandwidth == 0:
+            raise ValueError(
+                "bandwidth: the median distance of a and b is 0, since most of their samples are equal; expected "
+                "samples that differ, or a bandwidth of your own"
+            )
     _validate.number("bandwidth", bandwidth, 0, math.inf, low_open=True)
 
     def kernel(u: Tensor, v: Tensor) -> Tensor:
@@ -134,7 +140,7 @@ def normalised_path_energy(
 
     Args:
         x0: noise, shape (n, ...).
-        x1: as many data samples, shape (n, ...).
+        x1: as many data samples, shape (n, ...), not the same as x0.
 
     Example:
         >>> x0 = torch.randn(64, 2)
@@ -142,6 +148,8 @@ def normalised_path_energy(
         True
     """
     squared = wasserstein2(x0, x1) ** 2
+    if squared == 0:
+        raise ValueError("x1: expected samples at some distance from x0; got the same ones, and the energy is over 0")
     return abs(path_energy(velocity, x0, steps=steps, y=y) - squared) / squared
 
 
@@ -170,7 +178,7 @@ def _walk(velocity: Velocity, x0: Tensor, steps: int, y: Tensor | None) -> tuple
     with evaluating(velocity):
         for n in range(steps):
             v = call(velocity, x, torch.tensor(n / steps, dtype=x.dtype, device=x.device), y)
-            _validate.same_shape("velocity(x, t, y)", v, "x", x)
+            _validate.velocity_like(v, x)
             walked.append((v, x))
             x = x + v / steps
     return walked, x
@@ -252,6 +260,8 @@ def inception_fid(feature: int | torch.nn.Module = 2048) -> torch.nn.Module:
 def _samples(name: str, x: Tensor) -> Tensor:
     """(n, ...) -> (n, D) in float64 on the CPU."""
     _validate.float_tensor(name, x, min_dim=2, finite=True)
+    if x.numel() == 0:
+        raise ValueError(f"{name}: expected at least one sample; got shape {tuple(x.shape)}")
     return x.detach().flatten(1).double().cpu()
 
 

@@ -391,6 +391,7 @@ def as_velocity(model: Callable[..., Tensor], path: Path, prediction: str = "noi
         >>> always_two(torch.zeros(1, 1), 0.5)
         tensor([[4.]])
     """
+    _validate.instance("path", path, Path, "LinearPath()")
     _validate.one_of("prediction", prediction, QUANTITIES)
     return ConvertedVelocity(model, path, prediction)
 

@@ -115,9 +115,9 @@ def solve(
             batch, relative to ``atol + rtol |x|``. 1e-5 shows no error in a picture; a likelihood may want 1e-7. In
             float32 nothing below about 1e-6 can be reached.
         save_at: times from t0 to t1, in order, at which the state is kept. They change neither the steps nor x: between
-            two steps the state is interpolated, by a method's continuous extension (for heun, midpoint and euler to
-            second order, rk4 to third) or by torchdiffeq's quartic, which follows dopri5 to some 30 times its tolerance
-            but dopri8, bosh3 and fehlberg2 only to about 1e-4: solve to each time in turn where that matters.
+            two steps the state is interpolated, by a method's continuous extension (euler to first order, heun and
+            midpoint to second, rk4 to third) or by torchdiffeq's quartic, which follows dopri5 to some 30 times its
+            tolerance but dopri8, bosh3 and fehlberg2 only to about 1e-4: solve to each time in turn where that matters.
         differentiable: keep the graph, for gradients through the solver.
 
     Returns:
@@ -125,7 +125,8 @@ def solve(
 
     Raises:
         ValueError, TypeError: for arguments that do not fit, before the velocity is called.
-        RuntimeError: when an adaptive method cannot go on (the velocity is not finite, or too wild for the tolerance).
+        RuntimeError: when an adaptive method cannot go on (the velocity is not finite, or too wild for the tolerance),
+            or a fixed-step method ends in numbers that are not finite (looked at on the CPU only).
 
     Example:
         >>> solution = solve(lambda x, t: -x, torch.ones(1, 1), method="rk4", steps=10)
@@ -133,6 +134,7 @@ def solve(
         (0.3679, 40)
     """
     _check(velocity, x, t0, t1, y, method, steps, rtol, atol)
+    t0, t1 = float(t0), float(t1)
     times = _save_times(save_at, t0, t1)
     if not differentiable:
         x = x.detach()  # or the first state of a trajectory would bring its graph along
@@ -141,6 +143,7 @@ def solve(
             states, evaluations = [x] * len(times), 0
         elif method in FIXED:
             states, evaluations = _solve_fixed(FIXED[method], velocity, x, t0, t1, y, _count(steps), times)
+            _check_finite(states[-1], method, steps)
         else:
             states, evaluations = _solve_adaptive(method, velocity, x, t0, t1, y, rtol, atol, times)
     return Solution(
@@ -222,7 +225,7 @@ def _solve_adaptive(
 
 def _evaluate(velocity: Velocity, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
     v = call(velocity, x, t, y)
-    _validate.same_shape("velocity(x, t, y)", v, "x", x)  # or it would be broadcast without a word
+    _validate.velocity_like(v, x)
     return v
 
 
@@ -265,4 +268,13 @@ def _check(
 
 def _count(steps: int | None) -> int:
     assert steps is not None  # _check has seen to it
-    return steps
+    return int(steps)
+
+
+def _check_finite(x: Tensor, method: str, steps: int | None) -> None:
+    if _validate.values_are_readable(x) and not bool(torch.isfinite(x.detach()).all()):
+        bad = int((~torch.isfinite(x.detach())).sum())
+        raise RuntimeError(
+            f"{method} with {steps} steps ended in {bad} NaN or infinite numbers of {x.numel()}. The velocity is not "
+            "finite or the steps are too long for it; look at its values or take more steps"
+        )

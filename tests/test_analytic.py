@@ -223,6 +223,8 @@ X = torch.zeros(3, 2)
         (lambda: GaussianMixture([[0.0]], 1.0, wieghts=[1.0]), TypeError, "wieghts"),
         (lambda: MIXTURE.sample(0), ValueError, "n: .*0"),
         (lambda: MIXTURE.sample(2.5), TypeError, "n: .*2.5"),
+        (lambda: MIXTURE.sample(2, 0), TypeError, "generator: .*0"),
+        (lambda: MIXTURE.as_velocity("linear"), TypeError, r"path: .*LinearPath\(\); got 'linear'"),
         (lambda: MIXTURE.log_prob(X.long()), TypeError, "x: .*int64"),
         (lambda: MIXTURE.log_prob(torch.zeros(3, 5)), ValueError, r"x: .*\(B, 2\).*\(3, 5\)"),
         (lambda: MIXTURE.log_prob(torch.zeros(2)), ValueError, r"x: .*\(2,\)"),

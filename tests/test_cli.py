@@ -148,6 +148,14 @@ WRONG = [
     (["coupling.name=independent", "coupling.reg=1"], "coupling has no key reg"),
     (["train.learning_rate=fast"], "learning_rate: expected a number; got 'fast'"),
     (["train.steps=0"], "steps: .*0"),
+    (["train.steps=1.5"], "steps: .*1.5"),
+    (["train.name=x"], "train has no key name; it has (?!.*name,)"),
+    (["train.compile=yess"], "compile: expected True or False; got 'yess'"),
+    (["loss.coupling=ot"], "loss has no key coupling; it has label_dropout, name, path"),
+    (["model.width=abc"], "width: .*'abc'"),
+    (["model.num_classes=9"], "y: 9 is the model's null label"),
+    (["preview.steps=few"], "preview.steps: .*'few'"),
+    (["preview.method=rk45"], "preview.method: .*'rk45'"),
     (["model.size=7", "model.multipliers=[1, 2]"], "size: .*multiple of 2; got 7"),
     (["steps=3"], "override: expected section.key=value; got 'steps=3'"),
     (["train.steps"], "override: .*'train.steps'"),
@@ -199,8 +207,10 @@ def run_folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--labels", "11"], "y: .*0 to 10.*11"),
-        (["--labels", "-1"], "y: .*-1"),
+        (["--labels", "11"], "--labels: .*0 to 9.*11"),
+        (["--labels", "10"], "--labels: .*0 to 9.*10"),
+        (["--labels", "-1"], "--labels: .*-1"),
+        (["--labels"], "--labels: .*at least one.*none"),
         (["--n", "0"], "--n: .*0"),
         (["--steps", "0"], "steps: .*0"),
         (["--method", "rk45"], "method: .*'rk45'"),
@@ -213,6 +223,53 @@ def test_wrong_options_of_sample_end_with_one_line(
     with pytest.raises(ValueError, match="flowbook sample: " + message):
         raise ValueError(capsys.readouterr().err)
     assert not (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize("name", ["grid.pngg", "grid", "grid.txt"])
+def test_sample_refuses_a_file_that_is_no_picture_before_it_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    assert cli.main(["sample", "nowhere", "--out", str(tmp_path / name)]) == 2
+    assert f"--out: expected the name of an image file, such as samples.png; got {tmp_path / name}" in (
+        capsys.readouterr().err
+    )
+
+
+def test_score_and_export_say_what_they_expect(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def error(*arguments: str) -> str:
+        assert cli.main(arguments) == 2
+        return capsys.readouterr().err
+
+    recipes.run(PLANE, tmp_path / "plane", progress=False)
+    assert "expected a model of images that draws them; got MLP" in error("score", str(tmp_path / "plane"))
+    assert "= (1, 28, 28, 10); got (1, 8, 8, 10)" in error("score", str(run_folder))
+    assert "'mnist' names weights that are exported already" in error("export", "mnist", str(tmp_path / "x"))
+    out = tmp_path / "deep" / "down" / "weights.safetensors"
+    assert cli.main(["export", str(run_folder), str(out)]) == 0 and out.is_file()
+
+
+def test_files_that_cannot_be_used_end_with_one_line_and_status_1(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["export", str(run_folder), str(tmp_path / "file" / "weights.safetensors")]) == 1
+    assert capsys.readouterr().err.startswith("flowbook export: ")
+    (tmp_path / "folder.safetensors").mkdir()
+    assert cli.main(["export", str(run_folder), str(tmp_path / "folder.safetensors")]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_model_with_classes_needs_labelled_data(tmp_path: Path) -> None:
+    unlabelled = {**PLANE, "model": {**PLANE["model"], "num_classes": 2}}
+    with pytest.raises(ValueError, match="data: moons has no labels, but the model has num_classes = 2"):
+        recipes.run(unlabelled, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_whole_numbers_may_be_written_as_floats(recipe: Path) -> None:
+    read = recipes.read(recipe, ["train.steps=1e3", "model.width=8.0", "train.checkpoint_every=1e2"])
+    assert [repr(number) for number in (read["train"]["steps"], read["model"]["width"])] == ["1000", "8"]
+    assert repr(read["train"]["checkpoint_every"]) == "100"
 
 
 @pytest.mark.parametrize("method", ["euler", "dopri5"])

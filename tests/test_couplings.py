@@ -240,6 +240,7 @@ def test_nan_is_named(method: str, name: str) -> None:
     [
         (lambda: OptimalTransport("emd"), ValueError, "method: .*'exact'.*'emd'"),
         (lambda: OptimalTransport("sinkhorn", reg=0.0), ValueError, "reg: .*0.0"),
+        (lambda: OptimalTransport(label_aware="yes"), TypeError, "label_aware: .*'yes'"),
         (lambda: OptimalTransport(reg="small"), TypeError, "reg: .*'small'"),
         (lambda: OptimalTransport(label_awere=True), TypeError, "label_awere"),
         (lambda: OptimalTransport(label_aware=True)(X, X), ValueError, "y: .*label_aware.*None"),

@@ -244,6 +244,18 @@ X = torch.zeros(3, 2)
         (lambda: data.mnist("valid"), ValueError, "split: .*'valid'"),
         (lambda: data.image_folder("no/such/folder", 8), FileNotFoundError, "root: no/such/folder is not a folder"),
         (lambda: data.image_folder(".", 0), ValueError, "size: .*0"),
+        (lambda: data.image_folder(".", 8, flip="yes"), TypeError, "flip: .*'yes'"),
+        (lambda: data.moons().sample(4, 0), TypeError, "generator: .*torch.Generator or None; got 0"),
+        (lambda: data.moons(noise="wide"), TypeError, "noise: .*'wide'"),
+        (lambda: data.moons(scale="wide"), TypeError, "scale: .*'wide'"),
+        (lambda: data.spirals(noise=-1), ValueError, "noise: .*-1"),
+        (lambda: data.checkerboard(half_width=0), ValueError, "half_width: .*0"),
+        (lambda: data.pinwheel(radial_std="wide"), TypeError, "radial_std: .*'wide'"),
+        (lambda: data.eight_gaussians(radius="wide"), TypeError, "radius: .*'wide'"),
+        (lambda: data.two_gaussians(std=0), ValueError, "std: .*0"),
+        (lambda: data.Pairs(X, data.moons()), TypeError, r"source: .*sample\(n, generator=None\).*; got a Tensor"),
+        (lambda: data.Pairs(data.moons(), data.moons), TypeError, "target: .*got a function"),
+        (lambda: data.Pairs(data.moons(), data.Planar), TypeError, "target: .*the class Planar itself"),
     ],
 )
 def test_misuse_names_the_argument(call: Callable, error: type[Exception], message: str) -> None:

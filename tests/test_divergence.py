@@ -244,6 +244,45 @@ def test_non_contiguous_states_and_every_form_of_time(t) -> None:
     torch.testing.assert_close(divergence(velocity, x, t)[1], divergence(velocity, x.contiguous(), t)[1])
 
 
+class Frozen(torch.nn.Module):
+    """A network that hides x from the gradient; its output still requires one, for its weights."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.network = small_mlp(dim)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x.detach(), t)
+
+
+@torch.no_grad()
+def without_grad(x: Tensor, t: Tensor) -> Tensor:
+    return torch.sin(x)
+
+
+@pytest.mark.parametrize("dim", [2, 10])
+@pytest.mark.parametrize("cut_off", [Frozen, lambda dim: without_grad, lambda dim: lambda x, t: 2 * x.detach()])
+def test_a_velocity_cut_off_from_x_is_refused_and_not_taken_for_a_constant(dim: int, cut_off) -> None:
+    x, velocity = normal(3, dim), cut_off(dim)
+    for probes in (None, 1, 3):
+        noise = None if probes is None else rademacher(probes, like=x)
+        with pytest.raises(RuntimeError, match="velocity: its value changes with x, but no gradient"):
+            divergence(velocity, x, 0.5, method="exact" if noise is None else "hutchinson", noise=noise)
+
+
+def test_inference_mode_is_refused_and_no_grad_is_not() -> None:
+    x = normal(3, 2)
+    with torch.inference_mode():
+        for call in (
+            lambda: divergence(lambda x, t: 2 * x, x, 0.5),
+            lambda: hutchinson(lambda x, t: 2 * x, x, 0.5, noise=x[None]),
+        ):
+            with pytest.raises(RuntimeError, match=r"inference_mode\(\) allows no derivatives"):
+                call()
+    with torch.no_grad():
+        assert divergence(lambda x, t: 2 * x, x, 0.5)[1].tolist() == [4.0] * 3
+
+
 X = torch.zeros(3, 2)
 
 
@@ -271,6 +310,8 @@ X = torch.zeros(3, 2)
         (lambda: divergence(lambda x, t: x, X, 0.5, probes=3), TypeError, "probes"),
         (lambda: rademacher(0, like=X), ValueError, "probes: .*0"),
         (lambda: rademacher(1, like=X.long()), TypeError, "like: .*int64"),
+        (lambda: rademacher(1, like=X, generator=0), TypeError, "generator: .*0"),
+        (lambda: divergence(lambda x, t: x.double(), X, 0.5), TypeError, r"velocity\(x, t, y\): .*float32.*float64"),
     ],
 )
 def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:

@@ -199,6 +199,13 @@ F = normal(10, 3)
         (lambda: metrics.frechet_distance(F, F[:, :2]), ValueError, r"b: .*\(3,\).*\(2,\)"),
         (lambda: metrics.nearest_neighbours(A, F), ValueError, "data: .*dimension of x, 2; got 3"),
         (lambda: metrics.wasserstein2(A, A, squared=True), TypeError, "squared"),
+        (lambda: metrics.wasserstein2(A[:0], A[:0]), ValueError, r"a: .*at least one sample; got shape \(0, 2\)"),
+        (lambda: metrics.sliced_wasserstein(A[:0], A[:0]), ValueError, "a: .*at least one sample"),
+        (lambda: metrics.sliced_wasserstein(A, A, generator=0), TypeError, "generator: .*0"),
+        (lambda: metrics.nearest_neighbours(A, A[:0]), ValueError, "data: .*at least one sample"),
+        (lambda: metrics.mmd(A, A), ValueError, "bandwidth: the median distance of a and b is 0"),
+        (lambda: metrics.normalised_path_energy(rotation, A, A, steps=2), ValueError, "x1: .*distance from x0"),
+        (lambda: metrics.path_energy(lambda x, t: x.double(), A), TypeError, "velocity.*float32.*float64"),
     ],
 )
 def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:

@@ -7,7 +7,8 @@ import torch
 from helpers import normal, randomised
 from torch import Tensor, nn
 
-from flowbook.models import MLP, UNet, build, describe
+from flowbook.models import MLP, Classifier, UNet, build, describe
+from flowbook.models.classifier import CrossEntropy
 from flowbook.models.embedding import LabelEmbedding, TimeEmbedding
 from flowbook.models.unet import Attention
 
@@ -94,6 +95,14 @@ def test_a_model_can_be_built_again_from_its_description(make) -> None:
     again = build(described["name"], **described["arguments"]).double().eval()
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(x, t), model(x, t))
+
+
+@pytest.mark.parametrize("y", [None, torch.zeros(4, dtype=torch.long)])
+def test_a_model_compiles_into_one_graph(y: Tensor | None) -> None:
+    model = MLP(2, num_classes=3)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for t in (0.5, torch.tensor(0.5), torch.linspace(0, 1, 4)):
+        torch.testing.assert_close(compiled(X1, t, y), model(X1, t, y))
 
 
 def test_foreign_models_have_no_description() -> None:
@@ -188,6 +197,19 @@ X1, X2 = torch.zeros(4, 2), torch.zeros(4, 1, 8, 8)
         (lambda: UNet(1, **SMALL)(X2[:, :, :4], 0.5), ValueError, r"x: .*\(B, 1, 8, 8\).*\(4, 1, 4, 8\)"),
         (lambda: UNet(1, **SMALL)(X2.double(), 0.5), TypeError, "x: .*float32.*float64"),
         (lambda: UNet(1, **SMALL)(X2, 0.5, torch.zeros(4, dtype=torch.long)), ValueError, "y: .*num_classes"),
+        (lambda: MLP(2)(X1, 1.5), ValueError, r"t: .*\[0, 1\].*1.5"),
+        (lambda: torch.no_grad()(MLP(2))(X1, torch.full((4,), 500.0)), ValueError, r"t: .*\[0, 1\].*500"),
+        (lambda: MLP(2)(X1, torch.full((4,), 500)), TypeError, "t: .*float time.*int64"),
+        (lambda: MLP(2)(X1, "0.5"), TypeError, "t: .*str"),
+        (lambda: torch.no_grad()(UNet(1, **SMALL))(X2, torch.tensor(-1.0)), ValueError, "t: .*-1"),
+        (lambda: MLP(2, time_dim="8"), TypeError, "time_dim: .*'8'"),
+        (lambda: UNet(1, size=8, multipliers="12"), TypeError, "multipliers: .*'12'"),
+        (lambda: UNet(1, size=8, multipliers=()), ValueError, "multipliers: .*none"),
+        (lambda: UNet(1, size=8, attention=8), TypeError, "attention: .*8"),
+        (lambda: UNet(1, size=8, dropout=2), ValueError, "dropout: .*2"),
+        (lambda: Classifier(width=0), ValueError, "width: .*0"),
+        (lambda: Classifier(width="abc"), TypeError, "width: .*'abc'"),
+        (lambda: CrossEntropy(shift="big"), TypeError, "shift: .*'big'"),
         (lambda: TimeEmbedding(3), ValueError, "dim: .*even.*3"),
         (lambda: LabelEmbedding(0, 4), ValueError, "num_classes: .*0"),
         (lambda: build("Unet"), ValueError, "model: .*'UNet'.*'Unet'"),

@@ -277,6 +277,8 @@ def test_misuse_names_the_argument(path: Path, call, error: type[Exception], mes
         (lambda: VPPath(beta_min=0.0), ValueError, "beta_min"),
         (lambda: VPPath(beta_max=0.05), ValueError, "beta_max: .*0.05"),
         (lambda: VPPath(beta_max=INF), ValueError, "beta_max"),
+        (lambda: as_velocity(lambda x, t: x, "cosine"), TypeError, "path: .*got 'cosine'"),
+        (lambda: as_velocity(lambda x, t: x, VPPath), TypeError, "path: .*got the class VPPath itself"),
     ],
 )
 def test_impossible_paths_are_refused(build, error: type[Exception], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import ADAPTIVE, ALL_PATHS, FIXED, INF, METHODS, MIXTURE, NAN, Recorder, normal, options
@@ -416,6 +417,24 @@ def test_an_adaptive_method_that_cannot_go_on_says_why(method: str, dtype: torch
         solve(lambda x, t: x / (t - 0.5).clamp_min(0) * 0 + torch.where(t > 0.5, NAN, 1.0), x, method=method)
 
 
+@pytest.mark.parametrize("method", FIXED)
+def test_fixed_steps_that_end_in_nan_say_so(method: str) -> None:
+    x = torch.ones(2, 2)
+    with pytest.raises(RuntimeError, match=f"{method} with 4 steps ended in 2 NaN or infinite numbers of 4"):
+        solve(lambda x, t: x * torch.tensor([1.0, NAN]), x, method=method, steps=4)
+    with pytest.raises(RuntimeError, match="the steps are too long"):
+        solve(lambda x, t: 1e30 * x, x, method=method, steps=4)
+
+
+def test_numpy_s_numbers_are_numbers_and_an_autocast_velocity_may_be_shorter() -> None:
+    x = torch.ones(2, 2)
+    solution = solve(lambda x, t: x, x, np.float64(0), np.float32(1), method="euler", steps=np.int64(2))
+    assert torch.equal(solution.x, solve(lambda x, t: x, x, method="euler", steps=2).x) and solution.x.dtype == x.dtype
+    weight = torch.eye(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert solve(lambda x, t: x @ weight, x, method="euler", steps=1).x.dtype == torch.float32
+
+
 X = torch.zeros(3, 2)
 MISUSE = [
     ({"x": X.long()}, TypeError, "x: .*int64"),
@@ -426,6 +445,7 @@ MISUSE = [
     ({"velocity": 3}, TypeError, "velocity: .*callable.*int"),
     ({"velocity": lambda x, t: x[:, :1]}, ValueError, r"velocity\(x, t, y\): .*\(3, 2\).*\(3, 1\)"),
     ({"velocity": lambda x, t: 0.0}, TypeError, r"velocity\(x, t, y\): .*Tensor.*float"),
+    ({"velocity": lambda x, t: x.double()}, TypeError, r"velocity\(x, t, y\): .*dtype of x, torch.float32.*float64"),
     ({"t0": -0.1}, ValueError, r"t0: .*-0\.1"),
     ({"t1": 1000}, ValueError, "t1: .*1000"),
     ({"t1": NAN}, ValueError, "t1"),

@@ -14,17 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import INF, NAN, normal, randomised
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from flowbook import data, keyed
-from flowbook.couplings import OptimalTransport
+from flowbook.analytic import GaussianMixture
+from flowbook.couplings import Coupled, Independent, OptimalTransport
 from flowbook.flow_matching import FlowMatching
-from flowbook.models import MLP, UNet
-from flowbook.paths import VPPath
+from flowbook.models import MLP, Classifier, UNet
+from flowbook.models.classifier import CrossEntropy
+from flowbook.paths import CosinePath, VPPath
 from flowbook.training import TrainConfig, fit, load
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.average import AveragedWeights
@@ -54,6 +57,11 @@ def mlp(**more: Any) -> MLP:
 def unet(dropout: float = 0.1) -> UNet:
     torch.manual_seed(0)
     return UNet(1, size=8, width=8, multipliers=(1, 2), blocks=1, attention=(4,), num_classes=10, dropout=dropout)
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return itertools.repeat(torch.zeros(2))
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -343,7 +351,13 @@ def test_a_truncated_file_is_named(run_folder: Path, name: str) -> None:
         fit(mlp(), FlowMatching(), data.moons(), config(steps=4), out=run_folder)
 
 
-@pytest.mark.parametrize("text", ["", '{"step": 4', "[]", '{"step": 4}', "\x00"])
+@pytest.mark.parametrize("text", [
+    "", '{"step": 4', "[]", '{"step": 4}', "\x00",
+    '{"step": "4", "config": {}, "model": null, "recipe": null}',
+    '{"step": 4, "config": 3, "model": null, "recipe": null}',
+    '{"step": 4, "config": {}, "model": {"name": "MLP"}, "recipe": null}',
+    '{"step": 4, "config": {}, "model": null, "recipe": "mnist"}',
+])  # fmt: skip
 def test_a_damaged_state_is_named(run_folder: Path, text: str) -> None:
     (checkpoints.locate(run_folder) / "state.json").write_text(text)
     with pytest.raises(ValueError, match=r"checkpoint: .*state\.json is damaged"):
@@ -373,8 +387,107 @@ def test_a_run_is_not_continued_with_other_settings(run_folder: Path, change: di
         fit(mlp(), FlowMatching(), data.moons(), config(**{"steps": 4, **change}), out=run_folder)
 
 
+def shuffled(x0: Tensor, x1: Tensor, y: Tensor | None = None) -> Coupled:
+    return x0.flip(0), x1, y
+
+
+X = normal(40, 2).float()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": FlowMatching(CosinePath())}, r"loss was '.*LinearPath.*', is '.*CosinePath"),
+        ({"loss": FlowMatching(coupling=Independent())}, None),
+        ({"coupling": OptimalTransport()}, r"coupling was 'None', is \"OptimalTransport\(method='exact'"),
+        ({"coupling": shuffled}, None),  # a function says nothing of itself
+        ({"loss": lambda v, batch: FlowMatching()(v, batch)}, None),
+        ({"source": X[:30]}, r"data was '\(40, 2\)', is '\(30, 2\)'"),
+        ({"source": data.moons()}, r"data was '\(40, 2\)', is 'Planar moons'"),
+        ({"source": GaussianMixture([[0.0, 0.0]], 1.0)}, "data was .*, is 'GaussianMixture'"),
+        ({"source": X + 1}, None),  # values are not compared
+    ],
+)
+def test_a_run_is_not_continued_with_another_loss_coupling_or_data(
+    tmp_path: Path, change: dict[str, Any], message: str | None
+) -> None:
+    def run(stop: int, loss: Any = FlowMatching(), source: Any = X, **more: Any) -> Any:  # noqa: B008
+        return fit(mlp(), loss, source, config(), out=tmp_path, stop_after=stop, **more)
+
+    run(2)
+    if message is None:
+        assert run(4, **change).step == 4
+        return
+    with pytest.raises(ValueError, match="out: .*other settings.*" + message):
+        run(4, **change)
+    path = checkpoints.locate(tmp_path) / "state.json"
+    state = json.loads(path.read_text())
+    del state["ingredients"]  # as it was written once
+    path.write_text(json.dumps(state))
+    assert run(4, **change).step == 4
+
+
+def test_a_loss_described_by_a_function_is_the_same_in_every_process(tmp_path: Path) -> None:
+    for stop in (2, 4):
+        loss = FlowMatching(coupling=lambda x0, x1, y: (x0, x1, y))
+        assert fit(mlp(), loss, X, config(), out=tmp_path, stop_after=stop).step == stop
+
+
+RECIPE = {"model": {"width": (1, 2)}, "loss": {"name": "a"}, "train": {"steps": 1}, "preview": {"steps": 1}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": {"name": "b"}}, "loss.name was 'a', is 'b'"),
+        ({"model": {"width": [1, 3]}}, r"model.width was \[1, 2\], is \[1, 3\]"),
+        ({"data": {"name": "c"}}, "data.name was None, is 'c'"),
+        ({"coupling": {"name": "optimal_transport"}}, "coupling.name was 'independent', is 'optimal_transport'"),
+        ({"coupling": {"name": "independent"}}, None),
+        ({"train": {"steps": 2}}, None),
+        ({"preview": {"steps": 2}}, None),
+    ],
+)
+def test_a_run_is_not_continued_with_another_recipe(
+    tmp_path: Path, change: dict[str, Any], message: str | None
+) -> None:
+    def run(stop: int, recipe: dict[str, Any]) -> Any:
+        return fit(mlp(), FlowMatching(), X, config(), out=tmp_path, stop_after=stop, recipe=recipe)
+
+    run(2, RECIPE)
+    if message is None:
+        assert run(4, {**RECIPE, **change}).step == 4
+    else:
+        with pytest.raises(ValueError, match="out: .*other settings.*" + message):
+            run(4, {**RECIPE, **change})
+
+
+def test_numpy_s_numbers_may_be_settings_and_arguments(tmp_path: Path) -> None:
+    settings = config(steps=np.int64(2), learning_rate=np.float32(0.5), seed=np.int64(1))
+    assert [type(value) for value in (settings.steps, settings.learning_rate)] == [int, float]
+    model = MLP(np.int64(2), hidden=np.int64(8), num_classes=np.int64(3))
+    fit(model, FlowMatching(label_dropout=np.float64(0.5)), (X, torch.arange(40) % 3), settings, out=tmp_path)
+    assert load(tmp_path)(X, 0.5).shape == X.shape
+
+
+def test_a_preview_that_is_no_picture_and_a_damaged_log_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"preview\(velocity\): expected a torch.Tensor; got NoneType"):
+        fit(mlp(), FlowMatching(), X, config(preview_every=2), out=tmp_path / "a", preview=lambda velocity: None)
+    fit(mlp(), FlowMatching(), X, config(), out=tmp_path / "b", stop_after=6)
+    log = tmp_path / "b" / "log.jsonl"
+    log.write_text(log.read_text().replace('"loss"', "loss") + '{"step": 6, "lo')  # the last line is that of a kill
+    with pytest.raises(ValueError, match=r"out: line 1 of .*log.jsonl is damaged"):
+        fit(mlp(), FlowMatching(), X, config(), out=tmp_path / "b")
+
+
+def test_load_takes_a_model_and_not_its_class(run_folder: Path) -> None:
+    with pytest.raises(TypeError, match=r"model: expected a Module such as .*; got the class MLP itself"):
+        load(run_folder, MLP)
+
+
 def test_a_finished_run_is_left_as_it_is_and_a_constant_schedule_may_go_on(run_folder: Path, tmp_path: Path) -> None:
-    again = fit(mlp(), FlowMatching(), data.moons(), config(steps=4, log_every=1), out=run_folder)
+    with pytest.warns(UserWarning, match="out: the run in .* is at step 4 already, .*nothing is left to train"):
+        again = fit(mlp(), FlowMatching(), data.moons(), config(steps=4, log_every=1), out=run_folder)
     assert again.losses.shape == (0,) and again.step == 4 and again.checkpoint == checkpoints.locate(run_folder)
     with pytest.raises(ValueError, match=r"out: .*already holds a run"):
         fit(mlp(), FlowMatching(), data.moons(), config(steps=4), out=run_folder, resume=False)
@@ -526,6 +639,7 @@ def test_clipping_bounds_the_gradient() -> None:
         ({"seed": -1}, ValueError, "seed: .*-1"),
         ({"warmup_steps": -1}, ValueError, "warmup_steps"),
         ({"lerning_rate": 1e-3}, TypeError, "lerning_rate"),
+        ({"compile": "yess"}, TypeError, "compile: .*'yess'"),
     ],
 )
 def test_misuse_of_the_settings_names_the_field(settings: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -538,7 +652,31 @@ def test_misuse_of_the_settings_names_the_field(settings: dict[str, Any], error:
     [
         ({"velocity": lambda x, t: x}, TypeError, "velocity: .*Module.*function"),
         ({"data": [1, 2]}, TypeError, "data: .*sample.*list"),
-        ({"data": "moons"}, TypeError, "data: .*str"),
+        ({"data": "moons"}, TypeError, "data: .*'moons'"),
+        ({"data": data.moons}, TypeError, "data: .*function"),
+        ({"data": data.Pairs}, TypeError, "data: .*class Pairs itself"),
+        ({"data": Endless()}, TypeError, "data: expected a Dataset with a length.*Endless"),
+        ({"loss": FlowMatching}, TypeError, r"loss: .*FlowMatching\(\); got the class FlowMatching itself"),
+        ({"loss": "flow_matching"}, TypeError, "loss: .*got 'flow_matching'"),
+        ({"coupling": "optimal_transport"}, TypeError, "coupling: .*got 'optimal_transport'"),
+        ({"coupling": OptimalTransport}, TypeError, "coupling: .*class OptimalTransport itself"),
+        ({"config": {"steps": 3}}, TypeError, r"config: expected a TrainConfig such as .*; got a dict"),
+        ({"preview": "grid"}, TypeError, "preview: .*got 'grid'"),
+        ({"out": __file__}, ValueError, "out: expected a folder; .*test_training.py is a file"),
+        (
+            {"velocity": MLP(2, num_classes=3), "data": (torch.zeros(4, 2), torch.tensor([1, 2, 3, 1]))},
+            ValueError,
+            "y: 3 is the model's null label.*got 1 to 3",
+        ),
+        (
+            {
+                "velocity": Classifier(size=8, width=4, num_classes=3),
+                "loss": CrossEntropy(),
+                "data": (torch.zeros(3, 1, 8, 8), torch.tensor([1, 2, 3])),
+            },
+            ValueError,
+            "y: expected labels from 0 to 2; got 1 to 3",
+        ),
         ({"data": (torch.zeros(4, 2), torch.zeros(3))}, ValueError, r"data: .*\[4, 3\]"),
         ({"data": torch.zeros(0, 2)}, ValueError, "data: .*empty"),
         ({"data": torch.zeros(4, 2, dtype=torch.long)}, TypeError, "x1: .*int64"),

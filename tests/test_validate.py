@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from helpers import INF, NAN
@@ -9,6 +10,15 @@ from helpers import INF, NAN
 from flowbook import _validate
 
 X = torch.zeros(3, 2)
+
+
+def test_numpy_s_numbers_are_numbers() -> None:
+    _validate.positive_int("n", np.int64(3))
+    _validate.number("a", np.float32(0.5), 0, 1)
+    _validate.time("t", np.float64(0.5))
+    for value in (np.bool_(True), np.float64(3.0), np.array([3])):
+        with pytest.raises(TypeError, match="n: "):
+            _validate.positive_int("n", value)
 
 
 @pytest.mark.parametrize("t", [0, 1, 0.5, -1e-7, 1 + 1e-7, torch.tensor(0.5), torch.zeros(3), torch.empty(0)])
@@ -57,6 +67,16 @@ def test_times_that_are_right(t) -> None:
             r"^a: expected the shape of b, \(1, 2\); got \(3, 2\)",
         ),
         (lambda: _validate.same_shape("a", 3, "b", X), TypeError, "^a: .*int"),
+        (lambda: _validate.boolean("b", "yess"), TypeError, "^b: expected True or False; got 'yess'"),
+        (lambda: _validate.boolean("b", 1), TypeError, "^b: .*got 1"),
+        (
+            lambda: _validate.instance("g", 0, int, "3") or _validate.instance("g", int, int, "3"),
+            TypeError,
+            "^g: expected a int such as 3; got the class int itself",
+        ),
+        (lambda: _validate.function("f", dict, "len"), TypeError, "^f: .*such as len; got the class dict itself"),
+        (lambda: _validate.function("f", X, "len"), TypeError, "^f: .*got a Tensor"),
+        (lambda: _validate.generator(0), TypeError, "^generator: .*torch.Generator or None; got 0"),
     ],
 )
 def test_errors_name_the_argument_what_came_and_what_was_expected(call, error: type[Exception], message: str) -> None:

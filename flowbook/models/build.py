@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from torch import nn
@@ -35,4 +36,5 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
     name = type(model).__name__
     if CLASSES.get(name) is not type(model):
         return None
-    return {"name": name, "arguments": model.arguments}
+    # Through JSON, as it is stored: NumPy's numbers become Python's.
+    return {"name": name, "arguments": json.loads(json.dumps(model.arguments, default=lambda number: number.item()))}

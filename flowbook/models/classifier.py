@@ -5,6 +5,7 @@ Its labels say whether a sample shows what was asked for, and its features are t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,14 @@ class Classifier(nn.Module):
         self, channels: int = 1, size: int = 28, width: int = 32, features: int = 64, num_classes: int = 10
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("channels", channels),
+            ("size", size),
+            ("width", width),
+            ("features", features),
+            ("num_classes", num_classes),
+        ):
+            _validate.positive_int(name, value)
         if size % 4:
             raise ValueError(f"size: expected a multiple of 4; got {size}")
         self.arguments = {
@@ -84,6 +93,11 @@ class CrossEntropy:
     shift: float = 0.0
     rotation: float = 0.0
     scaling: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "shift", "scaling"):
+            _validate.number(name, getattr(self, name), 0, 1)
+        _validate.number("rotation", self.rotation, 0, math.inf, high_open=True)
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         _, x, y = unpack(batch)

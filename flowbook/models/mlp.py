@@ -34,6 +34,7 @@ class MLP(nn.Module):
         _validate.positive_int("dim", dim)
         _validate.positive_int("hidden", hidden)
         _validate.positive_int("depth", depth)
+        _validate.positive_int("time_dim", time_dim, at_least=2)
         if num_classes is not None:
             _validate.positive_int("num_classes", num_classes)
             _validate.positive_int("hidden", hidden, at_least=4)  # a label gets a quarter of it

@@ -84,7 +84,7 @@ def export(model: nn.Module, path: str | Path, **notes: Any) -> Path:
 
     Args:
         model: one of this package's models.
-        path: the file, ``....safetensors``.
+        path: the file, ``....safetensors``; its folder is made.
         notes: kept in the header, for readers: the recipe, say.
 
     Raises:
@@ -100,6 +100,7 @@ def export(model: nn.Module, path: str | Path, **notes: Any) -> Path:
         if not bool(torch.isfinite(half.float()).all()):
             raise ValueError(f"model: {name} has values that half precision cannot hold")
         tensors[name] = half.cpu().contiguous()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"model": json.dumps(description), "notes": json.dumps(notes)})
     return Path(path)
 

@@ -112,6 +112,14 @@ class UNet(nn.Module):
             ("patch", patch),
         ):
             _validate.positive_int(name, value)
+        for name, values in (("multipliers", multipliers), ("attention", attention)):
+            if not isinstance(values, Sequence) or isinstance(values, str):
+                raise TypeError(f"{name}: expected a sequence of integers; got {values!r}")
+            for value in values:
+                _validate.positive_int(name, value)
+        if not multipliers:
+            raise ValueError("multipliers: expected one for each level, at least one; got none")
+        _validate.number("dropout", dropout, 0, 1)
         reduction = patch * 2 ** (len(multipliers) - 1)
         if size % reduction:
             raise ValueError(

@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from flowbook import keyed
+from flowbook import _validate, keyed
 from flowbook.batch import Batch, unpack
 
 
@@ -66,32 +66,48 @@ def batches(
         batch_size: samples in a global batch.
         share: the rows of the global batch that are this process's.
     """
+    check(data)
     steps = range(first_step, last_step)
-    if isinstance(data, Tensor) or (isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data[:2])):
+    if is_tensors(data):
         return _from_tensors(data, batch_size, seed, steps, share, device)
     if isinstance(data, Dataset):
         return _from_dataset(data, batch_size, seed, steps, share, device)
-    if isinstance(data, Distribution):
-        return _from_distribution(data, batch_size, seed, steps, share, device)
-    raise TypeError(
-        "data: expected a tensor, a tuple of tensors, a torch Dataset or an object with sample(n, generator=...); "
-        f"got {type(data).__name__}"
-    )
+    return _from_distribution(data, batch_size, seed, steps, share, device)
+
+
+def is_tensors(data: Any) -> bool:
+    """True for x1, (x1, y) and (x0, x1, y), kept whole."""
+    return isinstance(data, Tensor) or (isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data[:2]))
+
+
+def check(data: Any) -> None:
+    """Raise for data from which no batches can be made."""
+    if is_tensors(data):
+        parts = [part for part in unpack(data) if part is not None]
+        if not all(isinstance(part, Tensor) for part in parts):
+            raise TypeError(
+                f"data: expected tensors (and None for missing labels); got {[type(p).__name__ for p in parts]}"
+            )
+        if len({len(part) for part in parts}) != 1:
+            raise ValueError(f"data: expected parts of one length; got {[len(part) for part in parts]}")
+    elif isinstance(data, Dataset):
+        if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+            raise TypeError(
+                "data: expected a Dataset with a length and an item for each index, so that every step's batch is "
+                f"known; got a {type(data).__name__} without"
+            )
+    elif isinstance(data, type) or not isinstance(data, Distribution):
+        raise TypeError(
+            "data: expected a tensor, a tuple of tensors, a torch Dataset or an object with sample(n, generator=...); "
+            f"got {_validate.described(data)}"
+        )
 
 
 def _from_tensors(
     data: Batch, batch_size: int, seed: int, steps: range, share: slice, device: torch.device
 ) -> Iterator[Batch]:
-    _, x1, _ = unpack(data)
-    parts = [part for part in unpack(data) if part is not None]
-    if not all(isinstance(part, Tensor) for part in parts):
-        raise TypeError(
-            f"data: expected tensors (and None for missing labels); got {[type(p).__name__ for p in parts]}"
-        )
-    if len({len(part) for part in parts}) != 1:
-        raise ValueError(f"data: expected parts of one length; got {[len(part) for part in parts]}")
     data = map_batch(lambda part: part.to(device), data)
-    order = EpochOrder(len(x1), batch_size, seed)
+    order = EpochOrder(len(unpack(data)[1]), batch_size, seed)
     for step in steps:
         index = order.indices(step)[share].to(device)
         yield map_batch(lambda part: part[index], data)  # noqa: B023 (called at once)

@@ -24,6 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from flowbook import _validate
+
 FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -38,6 +40,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    ingredients: dict[str, str | None] | None = None  # a word on loss, coupling and data; older checkpoints have none
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -51,7 +54,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         save_file(_contiguous(checkpoint.weights), temporary / "weights.safetensors")
         save_file(_contiguous(checkpoint.average), temporary / "average.safetensors")
         save_file(_contiguous(checkpoint.optimizer), temporary / "optimizer.safetensors")
-        state = {name: getattr(checkpoint, name) for name in ("step", "config", "model", "recipe")}
+        state = {name: getattr(checkpoint, name) for name in ("step", "config", "model", "recipe", "ingredients")}
         state["torch"] = torch.__version__
         (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
         for name in FILES:
@@ -74,14 +77,29 @@ def read(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / "state.json").read_text())
         said = {name: state[name] for name in ("step", "config", "model", "recipe")}
+        _check_state(**said)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint: {path / 'state.json'} is damaged or of another program: {error!r}") from error
     return Checkpoint(
         **said,
+        ingredients=state.get("ingredients"),
         weights=_load_tensors(path / "weights.safetensors"),
         average=_load_tensors(path / "average.safetensors"),
         optimizer=_load_tensors(path / "optimizer.safetensors"),
     )
+
+
+def _check_state(step: Any, config: Any, model: Any, recipe: Any) -> None:
+    _validate.positive_int("step", step, at_least=0)
+    for name, value, needed in (
+        ("config", config, ()),
+        ("model", model, ("name", "arguments")),
+        ("recipe", recipe, ()),
+    ):
+        if value is None and name != "config":
+            continue
+        if not isinstance(value, dict) or any(key not in value for key in needed):
+            raise ValueError(f"{name}: {value!r}")
 
 
 def available(folder: Path) -> list[Path]:
@@ -121,6 +139,7 @@ def load(checkpoint: str | Path, model: nn.Module | None = None) -> nn.Module:
     Raises:
         FileNotFoundError: when there is none, or a file of it is missing.
         ValueError: for a damaged file, a model that the checkpoint does not name, or weights that do not fit.
+        TypeError: for a model that is no module: the class of one, say.
 
     Example:
         >>> load("no/such/run")
@@ -129,6 +148,8 @@ def load(checkpoint: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     from flowbook import models
 
+    if model is not None:
+        _validate.instance("model", model, nn.Module, "MLP(2)")
     path = locate(checkpoint)
     stored = read(path)
     if model is None:

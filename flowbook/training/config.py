@@ -56,6 +56,7 @@ class TrainConfig:
         for name in ("gradient_clip", "average_half_life"):
             if getattr(self, name) is not None:
                 _validate.number(name, getattr(self, name), 0, float("inf"), low_open=True, high_open=True)
+        _validate.boolean("compile", self.compile)
         _validate.one_of("schedule", self.schedule, SCHEDULES)
         _validate.one_of("precision", self.precision, PRECISIONS)
         _validate.one_of("device", self.device, ("cpu", "auto"))
@@ -63,6 +64,9 @@ class TrainConfig:
             raise ValueError(
                 f"batch_size: expected a multiple of accumulate = {self.accumulate}; got {self.batch_size}"
             )
+        for name, value in vars(self).items():  # NumPy's numbers do not go into a checkpoint's JSON
+            if _validate.is_number(value):
+                object.__setattr__(self, name, int(value) if _validate.is_integer(value) else float(value))
 
     @property
     def images(self) -> int:

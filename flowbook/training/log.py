@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from flowbook import _validate
+
 
 class RunLog:
     """Write ``log.jsonl``, ``tensorboard/`` and ``previews/`` below a run's folder.
@@ -21,10 +23,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         path = folder / "log.jsonl"
-        kept = []
-        if path.exists() and first_step > 0:
-            lines = (json.loads(line) for line in path.read_text().splitlines() if line.endswith("}"))
-            kept = [entry for entry in lines if entry["step"] <= first_step]
+        kept = _lines(path, first_step) if path.exists() and first_step > 0 else []
         self._file = path.open("w")
         for entry in kept:
             self._file.write(json.dumps(entry) + "\n")
@@ -41,6 +40,7 @@ class RunLog:
         """Save a grid of images in [-1, 1], shape (B, C, H, W)."""
         from torchvision.utils import make_grid, save_image
 
+        _validate.float_tensor("preview(velocity)", images, min_dim=4)
         folder = self.folder / "previews"
         folder.mkdir(exist_ok=True)
         grid = make_grid(images.float().cpu().clamp(-1, 1), nrow=10, normalize=True, value_range=(-1, 1))
@@ -50,3 +50,17 @@ class RunLog:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _lines(path: Path, last_step: int) -> list[dict[str, Any]]:
+    kept = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        if not line.endswith("}"):  # cut off when the run was killed
+            continue
+        try:
+            entry = json.loads(line)
+            if entry["step"] <= last_step:
+                kept.append(entry)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"out: line {number} of {path} is damaged; repair or remove it: {line!r}") from error
+    return kept

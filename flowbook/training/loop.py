@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -17,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from flowbook import _validate, keyed, models
-from flowbook._model import Velocity, evaluating
-from flowbook.batch import Batch
+from flowbook._model import Velocity, evaluating, null_label_of
+from flowbook.batch import Batch, unpack
 from flowbook.couplings import Coupling, couple_ahead
+from flowbook.flow_matching import FlowMatching
+from flowbook.models.classifier import CrossEntropy
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.average import AveragedWeights
-from flowbook.training.batches import batches, map_batch, with_noise
+from flowbook.training.batches import batches, check, is_tensors, map_batch, with_noise
 from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
 from flowbook.training.log import RunLog
 
@@ -80,7 +85,9 @@ def fit(
 
     Raises:
         FloatingPointError: when the loss is no longer finite; the last good checkpoint is kept.
-        ValueError: when ``out`` holds a run with other settings, or the batch cannot be shared by the processes.
+        ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, when labels of tensor
+            data are none that the model knows, or the batch cannot be shared by the processes.
+        TypeError: for arguments of a wrong kind, a class in place of an object among them.
 
     Example:
         >>> from flowbook import data, models
@@ -91,10 +98,10 @@ def fit(
         >>> result.step, result.losses.shape
         (20, torch.Size([20]))
     """
-    if not isinstance(velocity, nn.Module):
-        raise TypeError(f"velocity: expected a torch.nn.Module to train; got {type(velocity).__name__}")
-    if stop_after is not None:
-        _validate.positive_int("stop_after", stop_after)
+    folder = None if out is None else Path(out)
+    _check(velocity, loss, data, config, coupling, folder, stop_after, preview)
+    recipe = None if recipe is None else json.loads(json.dumps(recipe))
+    ingredients = {"loss": _said(loss), "coupling": _said(coupling), "data": _said_of_data(data)}
     accelerator = _accelerator(config)
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     parts = processes * config.accumulate
@@ -112,9 +119,14 @@ def fit(
     optimizer = _optimizer(model, config, device)
     average = AveragedWeights(model, config.average_half_life, config.average_ramp)
 
-    folder = None if out is None else Path(out)
-    first_step = _restore(folder, resume, config, model, average, optimizer)
+    first_step = _restore(folder, resume, config, recipe, ingredients, model, average, optimizer)
     last_step = config.steps if stop_after is None else min(stop_after, config.steps)
+    if first_step >= last_step and accelerator.is_main_process:
+        warnings.warn(
+            f"out: the run in {folder} is at step {first_step} already, the last one asked for is {last_step}: nothing "
+            "is left to train",
+            stacklevel=2,
+        )
     log = RunLog(folder, first_step) if folder is not None and accelerator.is_main_process else None
 
     trained: Any = torch.compile(model) if config.compile else model
@@ -137,7 +149,7 @@ def fit(
         stored = checkpoints.Checkpoint(
             step=step, config=config.as_dict(), model=models.describe(model), recipe=recipe,
             weights=model.state_dict(), average=average.model.state_dict(),
-            optimizer=checkpoints.optimizer_tensors(optimizer),
+            optimizer=checkpoints.optimizer_tensors(optimizer), ingredients=ingredients,
         )  # fmt: skip
         assert folder is not None
         path = checkpoints.save(folder / "checkpoints", stored)
@@ -246,6 +258,8 @@ def _restore(
     folder: Path | None,
     resume: bool,
     config: TrainConfig,
+    recipe: dict[str, Any] | None,
+    ingredients: dict[str, str | None],
     model: nn.Module,
     average: AveragedWeights,
     optimizer: torch.optim.Optimizer,
@@ -257,15 +271,7 @@ def _restore(
     if not resume:
         raise ValueError(f"out: {folder} already holds a run; choose another folder, or resume=True to continue it")
     stored = checkpoints.read(paths[-1])
-    ignored = set(NOT_PART_OF_THE_RESULT)
-    if config.schedule == "constant":
-        ignored.add("steps")
-    differing = [
-        f"{name} was {stored.config.get(name)!r}, is {value!r}"
-        for name, value in config.as_dict().items()
-        if name not in ignored and stored.config.get(name) != value
-    ]
-    if differing:
+    if differing := _differences(stored, config, recipe, ingredients):
         raise ValueError(f"out: {folder} holds a run with other settings ({'; '.join(differing)}); choose another")
     try:
         model.load_state_dict(stored.weights)
@@ -274,6 +280,101 @@ def _restore(
         raise ValueError(f"out: the checkpoint {paths[-1]} is of another model: {error}") from error
     checkpoints.restore_optimizer(optimizer, stored.optimizer)
     return stored.step
+
+
+def _differences(
+    stored: checkpoints.Checkpoint,
+    config: TrainConfig,
+    recipe: dict[str, Any] | None,
+    ingredients: dict[str, str | None],
+) -> list[str]:
+    """What a run and its continuation do not agree on, of all that decides the weights."""
+    ignored = set(NOT_PART_OF_THE_RESULT)
+    if config.schedule == "constant":
+        ignored.add("steps")
+    now = {name: value for name, value in config.as_dict().items() if name not in ignored}
+    was = {name: stored.config.get(name) for name in now}
+    if recipe is not None and stored.recipe is not None:
+        now, was = now | _flat(recipe), was | _flat(stored.recipe)
+    else:
+        told = stored.ingredients or {}
+        both = [name for name, value in ingredients.items() if value is not None and told.get(name) is not None]
+        now, was = now | {name: ingredients[name] for name in both}, was | {name: told[name] for name in both}
+    return [
+        f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in (now | was) if was.get(name) != now.get(name)
+    ]
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """``{"section.key": value}`` of a recipe, without the sections that are compared elsewhere or decide nothing."""
+    sections = {"coupling": {"name": "independent"}, **recipe}
+    return {
+        f"{section}.{key}" if key else section: value
+        for section, content in sections.items()
+        if section not in ("train", "preview")
+        for key, value in (content.items() if isinstance(content, dict) else [("", content)])
+    }
+
+
+def _said(part: Any) -> str | None:
+    """A loss or coupling in a word, the same one in every process; None where there is none."""
+    if part is None or dataclasses.is_dataclass(part):
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
+    return None
+
+
+def _said_of_data(data: Any) -> str:
+    if is_tensors(data):
+        return " and ".join(f"{tuple(part.shape)}" for part in unpack(data) if part is not None)
+    name = getattr(data, "name", None)
+    return type(data).__name__ + (f" {name}" if isinstance(name, str) else "")
+
+
+def _check(
+    velocity: nn.Module,
+    loss: Loss,
+    data: Any,
+    config: TrainConfig,
+    coupling: Coupling | None,
+    folder: Path | None,
+    stop_after: int | None,
+    preview: Callable[[nn.Module], Tensor] | None,
+) -> None:
+    if not isinstance(velocity, nn.Module):
+        raise TypeError(f"velocity: expected a torch.nn.Module to train; got {type(velocity).__name__}")
+    _validate.function("loss", loss, "FlowMatching()")
+    _validate.instance("config", config, TrainConfig, "TrainConfig(steps=1000)")
+    if coupling is not None:
+        _validate.function("coupling", coupling, "OptimalTransport()")
+    if preview is not None:
+        _validate.function("preview", preview, "lambda velocity: images")
+    if stop_after is not None:
+        _validate.positive_int("stop_after", stop_after)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ValueError(f"out: expected a folder; {folder} is a file")
+    check(data)
+    if is_tensors(data):
+        _check_labels(velocity, loss, *unpack(data)[1:])
+
+
+def _check_labels(velocity: nn.Module, loss: Loss, x1: Tensor, y: Tensor | None) -> None:
+    """Once for the whole data set: in every step, looking at the labels would cost more than the step's other checks.
+
+    Labels 1 to K would train without a word, K as the null label.
+    """
+    if y is None:
+        return
+    if isinstance(loss, CrossEntropy):
+        _validate.labels("y", y, len(x1), classes=getattr(velocity, "num_classes", None))
+    null_label = null_label_of(velocity)
+    if isinstance(loss, FlowMatching) and null_label is not None:
+        _validate.labels("y", y, len(x1))
+        if _validate.values_are_readable(y) and bool((y == null_label).any()):
+            low, high = (int(v) for v in y.aminmax())
+            raise ValueError(
+                f"y: {null_label} is the model's null label, which means 'none'; expected labels without it, counted "
+                f"from 0; got {low} to {high}"
+            )
 
 
 def _seed_process(seed: int, device: torch.device) -> None:

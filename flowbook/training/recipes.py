@@ -13,6 +13,7 @@ Unknown sections and unknown keys are refused.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -22,11 +23,12 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from flowbook import _validate, couplings, data, models, paths
 from flowbook.flow_matching import FlowMatching, guided
 from flowbook.models.classifier import CrossEntropy
-from flowbook.solvers import solve
+from flowbook.solvers import FIXED, METHODS, solve
 from flowbook.training.config import TrainConfig
 from flowbook.training.loop import TrainResult, fit
 
@@ -85,6 +87,9 @@ def read(recipe: str | Path, overrides: list[str] | None = None) -> Recipe:
             raise ValueError(f"recipe: the section {section!r} of {recipe} holds no keys; got {content[section]!r}")
         content[section][field] = _yaml(value)
     _check(content)
+    for section in ("model", "data", "loss", "coupling", "train"):
+        if section in content:
+            _whole_numbers(content[section], _target(section, content[section]))
     return content
 
 
@@ -93,9 +98,16 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
     _check(recipe)
     torch.manual_seed(recipe["train"].get("seed", 0))
     model = build_model(recipe)
+    source = build_data(recipe)
+    classes = getattr(model, "num_classes", None)
+    if classes is not None and not isinstance(source, (tuple, Dataset)):
+        raise ValueError(
+            f"data: {recipe['data']['name']} has no labels, but the model has num_classes = {classes}; expected "
+            "labelled data or a model without classes"
+        )
     coupling = _named(recipe.get("coupling", {"name": "independent"}), COUPLINGS)
     return fit(
-        model, build_loss(recipe), build_data(recipe), TrainConfig(**recipe["train"]),
+        model, build_loss(recipe), source, TrainConfig(**recipe["train"]),
         coupling=None if coupling == couplings.Independent() else coupling,
         out=out, resume=resume, preview=build_preview(recipe, model), recipe=recipe, progress=progress,
     )  # fmt: skip
@@ -122,6 +134,10 @@ def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Ten
     if "preview" not in recipe:
         return None
     options = {"steps": 20, "guidance": 1.0, "method": "midpoint", **recipe["preview"]}
+    _validate.positive_int("preview.steps", options["steps"])
+    _validate.number("preview.guidance", options["guidance"], -math.inf, math.inf)
+    _validate.one_of("preview.method", options["method"], METHODS)
+    steps = options["steps"] if options["method"] in FIXED else None
     if not hasattr(model, "size"):
         raise ValueError(f"preview: expected a model of images; got {recipe['model']['name']}")
     classes: int | None = getattr(model, "num_classes", None)
@@ -135,7 +151,7 @@ def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Ten
         field = velocity
         if classes is not None and options["guidance"] != 1.0:
             field = guided(velocity, options["guidance"], classes)
-        return solve(field, noise, y=y, method=options["method"], steps=options["steps"]).x
+        return solve(field, noise, y=y, method=options["method"], steps=steps).x
 
     return preview
 
@@ -167,10 +183,8 @@ def _check(recipe: Recipe) -> None:
     _validate.one_of("model.name", recipe["model"].get("name"), tuple(models.CLASSES))
     _validate.one_of("data.name", recipe["data"].get("name"), tuple(DATA))
     _validate.one_of("loss.name", recipe["loss"].get("name"), tuple(LOSSES))
-    _keys("model", recipe["model"], models.CLASSES[recipe["model"]["name"]])
-    _keys("data", recipe["data"], DATA[recipe["data"]["name"]])
-    _keys("loss", recipe["loss"], LOSSES[recipe["loss"]["name"]])
-    _keys("train", recipe["train"], TrainConfig)
+    for section in ("model", "data", "loss", "train"):
+        _keys(section, recipe[section], _target(section, recipe[section]))
     if "path" in recipe["loss"]:
         path = recipe["loss"]["path"]
         if not isinstance(path, dict):
@@ -179,15 +193,36 @@ def _check(recipe: Recipe) -> None:
         _keys("loss.path", path, PATHS[path["name"]])
     if "coupling" in recipe:
         _validate.one_of("coupling.name", recipe["coupling"].get("name"), tuple(COUPLINGS))
-        _keys("coupling", recipe["coupling"], COUPLINGS[recipe["coupling"]["name"]])
+        _keys("coupling", recipe["coupling"], _target("coupling", recipe["coupling"]))
     for key in recipe.get("preview", {}):
         _validate.one_of("preview key", key, ("steps", "guidance", "method"))
 
 
 def _keys(section: str, content: dict[str, Any], target: Callable[..., Any]) -> None:
-    known = set(inspect.signature(target).parameters) | {"name"}
+    known = set(inspect.signature(target).parameters)
+    known -= {"coupling"}  # of a loss; the recipe has a section for it, whose batches are coupled ahead
+    known |= set() if section == "train" else {"name"}
     if unknown := sorted(set(content) - known):
         raise ValueError(f"recipe: {section} has no key {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+
+
+def _target(section: str, content: dict[str, Any]) -> Callable[..., Any]:
+    """The class or function whose arguments a section holds."""
+    tables: dict[str, Mapping[str, Callable[..., Any]]] = {
+        "model": models.CLASSES,
+        "data": DATA,
+        "loss": LOSSES,
+        "coupling": COUPLINGS,
+    }
+    return tables[section][content["name"]] if section in tables else TrainConfig
+
+
+def _whole_numbers(content: dict[str, Any], target: Callable[..., Any]) -> None:
+    """1e3 is a float in YAML, but a fine number of steps."""
+    for name, parameter in inspect.signature(target).parameters.items():
+        value = content.get(name)
+        if parameter.annotation in ("int", "int | None") and isinstance(value, float) and value.is_integer():
+            content[name] = int(value)
 
 
 def _named(section: dict[str, Any], table: Mapping[str, Callable[..., Any]]) -> Any:
