@@ -2,7 +2,8 @@
 
 First the guidance scale is chosen, on 1,000 samples of seed 1; then 10,000 samples of seed 0 are scored at that one
 setting: the headline. Along the way, scores against the scale and against the number of evaluations. Needs no data, and
-a quarter of an hour on two CPU cores.
+a quarter of an hour on two CPU cores. The network runs in bfloat16 autocast, which moved a Frechet distance of 1.591 to
+1.592.
 
 The solver is the midpoint method, not Heun's: Heun's last stage asks for the velocity at t = 1, where there is no noise
 left to see, and its mean with the first stage leaves half of the last step's noise in the picture.
@@ -13,17 +14,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from flowbook import models
 from flowbook.models.pretrained import asset
 from flowbook.scores import score_velocity
 
-SCALES = (1.0, 1.25, 1.5, 2.0)
-STEPS = (1, 2, 4, 8)
+SCALES = (1.0, 1.1, 1.25, 1.5, 2.0)
+STEPS = (1, 2, 4, 8, 12)
 
 
 def main() -> None:
-    velocity = models.load_pretrained("mnist")
+    network = models.load_pretrained("mnist").to(memory_format=torch.channels_last)
     judge, reference = models.load_classifier("mnist"), models.load_moments("mnist")["test"]
+
+    def velocity(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return network(x, t, y).to(x.dtype)
 
     def score(**options: Any) -> dict[str, Any]:
         result = asdict(score_velocity(velocity, judge, reference, method="midpoint", **options))
@@ -33,7 +41,7 @@ def main() -> None:
     by_guidance = [score(n=1_000, guidance=scale, steps=8, seed=1) for scale in SCALES]
     chosen = min((s for s in by_guidance if s["class_accuracy"] >= 0.985), key=lambda s: s["frechet"])["guidance"]
     by_nfe = [score(n=1_000, guidance=chosen, steps=steps, seed=1) for steps in STEPS]
-    headline = score(n=10_000, guidance=chosen, steps=8, seed=0)
+    headline = score(n=10_000, guidance=chosen, steps=12, seed=0)
     stored = {"headline": headline, "by_guidance": by_guidance, "by_nfe": by_nfe}
     Path(asset("mnist_scores.json")).write_text(json.dumps(stored, indent=2) + "\n")
 

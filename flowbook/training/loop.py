@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
-import re
 import sys
 import time
 import warnings
@@ -19,16 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbook import _validate, keyed, models
-from flowbook._model import Velocity, evaluating, null_label_of
-from flowbook.batch import Batch, unpack
+from flowbook import keyed, models
+from flowbook._model import Velocity, evaluating
+from flowbook.batch import Batch
 from flowbook.couplings import Coupling, couple_ahead
-from flowbook.flow_matching import FlowMatching
-from flowbook.models.classifier import CrossEntropy
 from flowbook.training import checkpoint as checkpoints
+from flowbook.training import entry
 from flowbook.training.average import AveragedWeights
-from flowbook.training.batches import batches, check, is_tensors, map_batch, with_noise
-from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
+from flowbook.training.batches import batches, map_batch, with_noise
+from flowbook.training.config import TrainConfig
 from flowbook.training.log import RunLog
 
 Loss = Callable[[Any, Any], Tensor]
@@ -99,9 +96,9 @@ def fit(
         (20, torch.Size([20]))
     """
     folder = None if out is None else Path(out)
-    _check(velocity, loss, data, config, coupling, folder, stop_after, preview)
+    entry.check(velocity, loss, data, config, coupling, folder, stop_after, preview)
     recipe = None if recipe is None else json.loads(json.dumps(recipe))
-    ingredients = {"loss": _said(loss), "coupling": _said(coupling), "data": _said_of_data(data)}
+    ingredients = entry.ingredients(loss, coupling, data)
     accelerator = _accelerator(config)
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     parts = processes * config.accumulate
@@ -271,7 +268,7 @@ def _restore(
     if not resume:
         raise ValueError(f"out: {folder} already holds a run; choose another folder, or resume=True to continue it")
     stored = checkpoints.read(paths[-1])
-    if differing := _differences(stored, config, recipe, ingredients):
+    if differing := entry.differences(stored, config, recipe, ingredients):
         raise ValueError(f"out: {folder} holds a run with other settings ({'; '.join(differing)}); choose another")
     try:
         model.load_state_dict(stored.weights)
@@ -280,101 +277,6 @@ def _restore(
         raise ValueError(f"out: the checkpoint {paths[-1]} is of another model: {error}") from error
     checkpoints.restore_optimizer(optimizer, stored.optimizer)
     return stored.step
-
-
-def _differences(
-    stored: checkpoints.Checkpoint,
-    config: TrainConfig,
-    recipe: dict[str, Any] | None,
-    ingredients: dict[str, str | None],
-) -> list[str]:
-    """What a run and its continuation do not agree on, of all that decides the weights."""
-    ignored = set(NOT_PART_OF_THE_RESULT)
-    if config.schedule == "constant":
-        ignored.add("steps")
-    now = {name: value for name, value in config.as_dict().items() if name not in ignored}
-    was = {name: stored.config.get(name) for name in now}
-    if recipe is not None and stored.recipe is not None:
-        now, was = now | _flat(recipe), was | _flat(stored.recipe)
-    else:
-        told = stored.ingredients or {}
-        both = [name for name, value in ingredients.items() if value is not None and told.get(name) is not None]
-        now, was = now | {name: ingredients[name] for name in both}, was | {name: told[name] for name in both}
-    return [
-        f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in (now | was) if was.get(name) != now.get(name)
-    ]
-
-
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """``{"section.key": value}`` of a recipe, without the sections that are compared elsewhere or decide nothing."""
-    sections = {"coupling": {"name": "independent"}, **recipe}
-    return {
-        f"{section}.{key}" if key else section: value
-        for section, content in sections.items()
-        if section not in ("train", "preview")
-        for key, value in (content.items() if isinstance(content, dict) else [("", content)])
-    }
-
-
-def _said(part: Any) -> str | None:
-    """A loss or coupling in a word, the same one in every process; None where there is none."""
-    if part is None or dataclasses.is_dataclass(part):
-        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
-    return None
-
-
-def _said_of_data(data: Any) -> str:
-    if is_tensors(data):
-        return " and ".join(f"{tuple(part.shape)}" for part in unpack(data) if part is not None)
-    name = getattr(data, "name", None)
-    return type(data).__name__ + (f" {name}" if isinstance(name, str) else "")
-
-
-def _check(
-    velocity: nn.Module,
-    loss: Loss,
-    data: Any,
-    config: TrainConfig,
-    coupling: Coupling | None,
-    folder: Path | None,
-    stop_after: int | None,
-    preview: Callable[[nn.Module], Tensor] | None,
-) -> None:
-    if not isinstance(velocity, nn.Module):
-        raise TypeError(f"velocity: expected a torch.nn.Module to train; got {type(velocity).__name__}")
-    _validate.function("loss", loss, "FlowMatching()")
-    _validate.instance("config", config, TrainConfig, "TrainConfig(steps=1000)")
-    if coupling is not None:
-        _validate.function("coupling", coupling, "OptimalTransport()")
-    if preview is not None:
-        _validate.function("preview", preview, "lambda velocity: images")
-    if stop_after is not None:
-        _validate.positive_int("stop_after", stop_after)
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise ValueError(f"out: expected a folder; {folder} is a file")
-    check(data)
-    if is_tensors(data):
-        _check_labels(velocity, loss, *unpack(data)[1:])
-
-
-def _check_labels(velocity: nn.Module, loss: Loss, x1: Tensor, y: Tensor | None) -> None:
-    """Once for the whole data set: in every step, looking at the labels would cost more than the step's other checks.
-
-    Labels 1 to K would train without a word, K as the null label.
-    """
-    if y is None:
-        return
-    if isinstance(loss, CrossEntropy):
-        _validate.labels("y", y, len(x1), classes=getattr(velocity, "num_classes", None))
-    null_label = null_label_of(velocity)
-    if isinstance(loss, FlowMatching) and null_label is not None:
-        _validate.labels("y", y, len(x1))
-        if _validate.values_are_readable(y) and bool((y == null_label).any()):
-            low, high = (int(v) for v in y.aminmax())
-            raise ValueError(
-                f"y: {null_label} is the model's null label, which means 'none'; expected labels without it, counted "
-                f"from 0; got {low} to {high}"
-            )
 
 
 def _seed_process(seed: int, device: torch.device) -> None:

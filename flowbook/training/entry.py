@@ -1,0 +1,123 @@
+"""What :func:`flowbook.training.fit` looks at before it starts: its arguments, and the run that it continues."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowbook import _validate
+from flowbook._model import null_label_of
+from flowbook.batch import unpack
+from flowbook.couplings import Coupling
+from flowbook.flow_matching import FlowMatching
+from flowbook.models.classifier import CrossEntropy
+from flowbook.training import batches
+from flowbook.training.checkpoint import Checkpoint
+from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
+
+Ingredients = dict[str, str | None]
+
+
+def ingredients(loss: Any, coupling: Coupling | None, data: Any) -> Ingredients:
+    """Loss, coupling and data in a few words each, to be stored with a run."""
+    return {"loss": _of(loss), "coupling": _of(coupling), "data": _of_data(data)}
+
+
+def differences(
+    stored: Checkpoint,
+    config: TrainConfig,
+    recipe: dict[str, Any] | None,
+    ingredients: Ingredients,
+) -> list[str]:
+    """What a run and its continuation do not agree on, of all that decides the weights."""
+    ignored = set(NOT_PART_OF_THE_RESULT)
+    if config.schedule == "constant":
+        ignored.add("steps")
+    now = {name: value for name, value in config.as_dict().items() if name not in ignored}
+    was = {name: stored.config.get(name) for name in now}
+    if recipe is not None and stored.recipe is not None:
+        now, was = now | _flat(recipe), was | _flat(stored.recipe)
+    else:
+        told = stored.ingredients or {}
+        both = [name for name, value in ingredients.items() if value is not None and told.get(name) is not None]
+        now, was = now | {name: ingredients[name] for name in both}, was | {name: told[name] for name in both}
+    return [
+        f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in (now | was) if was.get(name) != now.get(name)
+    ]
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """``{"section.key": value}`` of a recipe, without the sections that are compared elsewhere or decide nothing."""
+    sections = {"coupling": {"name": "independent"}, **recipe}
+    return {
+        f"{section}.{key}" if key else section: value
+        for section, content in sections.items()
+        if section not in ("train", "preview")
+        for key, value in (content.items() if isinstance(content, dict) else [("", content)])
+    }
+
+
+def _of(part: Any) -> str | None:
+    """A loss or coupling in a word, the same one in every process; None where there is none."""
+    if part is None or dataclasses.is_dataclass(part):
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
+    return None
+
+
+def _of_data(data: Any) -> str:
+    if batches.is_tensors(data):
+        return " and ".join(f"{tuple(part.shape)}" for part in unpack(data) if part is not None)
+    name = getattr(data, "name", None)
+    return type(data).__name__ + (f" {name}" if isinstance(name, str) else "")
+
+
+def check(
+    velocity: nn.Module,
+    loss: Any,
+    data: Any,
+    config: TrainConfig,
+    coupling: Coupling | None,
+    folder: Path | None,
+    stop_after: int | None,
+    preview: Callable[[nn.Module], Tensor] | None,
+) -> None:
+    if not isinstance(velocity, nn.Module):
+        raise TypeError(f"velocity: expected a torch.nn.Module to train; got {type(velocity).__name__}")
+    _validate.function("loss", loss, "FlowMatching()")
+    _validate.instance("config", config, TrainConfig, "TrainConfig(steps=1000)")
+    if coupling is not None:
+        _validate.function("coupling", coupling, "OptimalTransport()")
+    if preview is not None:
+        _validate.function("preview", preview, "lambda velocity: images")
+    if stop_after is not None:
+        _validate.positive_int("stop_after", stop_after)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ValueError(f"out: expected a folder; {folder} is a file")
+    batches.check(data)
+    if batches.is_tensors(data):
+        _check_labels(velocity, loss, *unpack(data)[1:])
+
+
+def _check_labels(velocity: nn.Module, loss: Any, x1: Tensor, y: Tensor | None) -> None:
+    """Once for the whole data set: in every step, looking at the labels would cost more than the step's other checks.
+
+    Labels 1 to K would train without a word, K as the null label.
+    """
+    if y is None:
+        return
+    if isinstance(loss, CrossEntropy):
+        _validate.labels("y", y, len(x1), classes=getattr(velocity, "num_classes", None))
+    null_label = null_label_of(velocity)
+    if isinstance(loss, FlowMatching) and null_label is not None:
+        _validate.labels("y", y, len(x1))
+        if _validate.values_are_readable(y) and bool((y == null_label).any()):
+            low, high = (int(v) for v in y.aminmax())
+            raise ValueError(
+                f"y: {null_label} is the model's null label, which means 'none'; expected labels without it, counted "
+                f"from 0; got {low} to {high}"
+            )
