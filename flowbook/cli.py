@@ -152,9 +152,10 @@ def _score(options: argparse.Namespace) -> int:
             f"checkpoint: expected a model of MNIST's digits, (channels, height, width, classes) = {wanted}; got {ours}"
         )
     steps = options.steps if options.method in solvers.FIXED else None
+    counts = json.loads(models.pretrained.asset("mnist_floor.json").read_text())["class_counts_train"]
     result = scores.score_velocity(
         velocity, judge, reference, n=options.n, guidance=options.guidance, method=options.method,
-        steps=steps, seed=options.seed,
+        steps=steps, seed=options.seed, class_counts=counts,
     )  # fmt: skip
     print(json.dumps(dataclasses.asdict(result), indent=2))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +50,8 @@ def median_wasserstein2(first: Sequence[Tensor], second: Sequence[Tensor]) -> fl
     """
     if len(first) != len(second) or not first:
         raise ValueError(f"second: expected as many samples as first, at least 1; got {len(first)} and {len(second)}")
-    with ThreadPoolExecutor() as pool:  # SciPy's assignment lets other threads run
+    # SciPy's assignment lets other threads run; more of them than cores would only fill the memory.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         return statistics.median(pool.map(wasserstein2, first, second))
 
 

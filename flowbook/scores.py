@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,11 +56,31 @@ def score_images(images: Tensor, labels: Tensor, judge: Classifier, reference: M
     return float((seen == labels).float().mean()), metrics.frechet_from_moments(metrics.moments(features), reference)
 
 
+def labels_like(class_counts: Sequence[int], n: int) -> Tensor:
+    """n labels in the proportions of ``class_counts``, to the nearest label, in an order that mixes the classes.
+
+    Example:
+        >>> labels_like([1, 1, 2], 8).bincount()
+        tensor([2, 2, 4])
+    """
+    _validate.positive_int("n", n)
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    if counts.dim() != 1 or not bool((counts >= 0).all()) or not float(counts.sum()) > 0:
+        raise ValueError(f"class_counts: expected how often each class occurs; got {class_counts}")
+    # Label k's j-th sample stands at (j + 1/2) / n_k of the way: sorted, every stretch holds all classes in proportion.
+    share = counts / counts.sum() * n
+    places = [
+        (torch.arange(n, dtype=torch.float64) + 0.5) / part if part > 0 else torch.full((n,), 2.0 * n) for part in share
+    ]
+    return torch.stack(places, dim=1).flatten().argsort(stable=True)[:n] % len(counts)
+
+
 def score_velocity(
     velocity: Velocity, judge: Classifier, reference: Moments, *, n: int = 10_000, guidance: float = 1.0,
     method: str = "midpoint", steps: int | None = 12, seed: int = 0, batch_size: int = 500,
+    class_counts: Sequence[int] | None = None,
 ) -> Scores:  # fmt: skip
-    """Draw n images, the same number of every class, and score them.
+    """Draw n images and score them.
 
     Args:
         velocity: a class-conditional velocity on images; its null label is ``judge.num_classes``.
@@ -68,11 +89,13 @@ def score_velocity(
         method, steps: the solver.
         seed: of the noise.
         batch_size: images solved at once; it does not change the noise.
+        class_counts: how often each class occurs in the training data; the labels asked for are as frequent. None asks
+            for every class equally often, which the Frechet distance counts as an error where the data are not so.
     """
     _validate.positive_int("n", n)
     generator = torch.Generator().manual_seed(seed)
     field = velocity if guidance == 1.0 else guided(velocity, guidance, judge.num_classes)
-    labels = torch.arange(n) % judge.num_classes
+    labels = labels_like([1] * judge.num_classes if class_counts is None else class_counts, n)
     images, nfe = [], 0
     for part in labels.split(batch_size):
         x0 = torch.randn(len(part), judge.channels, judge.size, judge.size, generator=generator)

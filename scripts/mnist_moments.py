@@ -7,6 +7,7 @@ MNIST must be at hand (FLOWBOOK_DATA); the images themselves do not go into the 
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,11 +19,14 @@ from flowbook.models.pretrained import asset
 def main() -> None:
     judge = models.load_classifier("mnist")
     features = {}
-    scores = {}
+    scores: dict[str, Any] = {}
     for split in ("train", "test"):
         images, labels = data.mnist(split)
         features[split], seen = models.features_and_labels(judge, images)
         scores[f"judge_accuracy_{split}"] = float((seen == labels).float().mean())
+        if split == "train":
+            train_labels = labels
+        scores[f"class_counts_{split}"] = labels.bincount(minlength=10).tolist()
     # 10,000 training images, drawn once: as many as there are to test on.
     order = torch.randperm(len(features["train"]), generator=torch.Generator().manual_seed(0))
     train = features["train"][order[:10_000]]
@@ -36,6 +40,11 @@ def main() -> None:
         ]
         scores[f"frechet_floor_{n}"] = sorted(floors)[2]
         scores[f"frechet_floors_{n}"] = floors
+    # What a set with every digit equally often scores, which MNIST's own proportions are not.
+    balanced = torch.cat([order[train_labels[order] == label][:1_000] for label in range(10)])
+    scores["frechet_balanced_10000"] = metrics.frechet_from_moments(
+        metrics.moments(features["train"][balanced]), moments["test"]
+    )
     tensors = {f"{split}.mean": mean for split, (mean, _) in moments.items()}
     tensors |= {f"{split}.covariance": covariance for split, (_, covariance) in moments.items()}
     save_file(tensors, asset("mnist_moments.safetensors"))
