@@ -323,23 +323,7 @@ def _from_torchvision(name: str, split: str, root: str | Path | None) -> ImageTe
     return images.float() / 127.5 - 1.0, torch.as_tensor(stored.targets)
 
 
-def grey_levels(x1: Tensor, levels: int) -> Tensor:
-    """The number of each value's grey level, 0 to levels - 1, as a float tensor.
-
-    Example:
-        >>> grey_levels(torch.tensor([-1.0, 0.0, 1.0]), levels=3)
-        tensor([0., 1., 2.])
-    """
-    _validate.float_tensor("x1", x1)
-    _validate.positive_int("levels", levels, at_least=2)
-    place = (x1 + 1) * (levels - 1) / 2
-    k = place.round()
-    if not bool(((place - k).abs() < 1e-2).all()) or not bool(((k >= 0) & (k < levels)).all()):
-        raise ValueError(f"x1: expected {levels} equidistant values from -1 to 1, as discrete data have; got others")
-    return k
-
-
 __all__ = [
     "Pairs", "Planar", "Source", "checkerboard", "cifar10", "data_root", "digits", "eight_gaussians", "fashion_mnist",
-    "grey_levels", "image_folder", "mnist", "moons", "pinwheel", "spirals", "to_unit_interval", "two_gaussians",
+    "image_folder", "mnist", "moons", "pinwheel", "spirals", "to_unit_interval", "two_gaussians",
 ]  # fmt: skip
