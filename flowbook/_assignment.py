@@ -28,7 +28,8 @@ def assign(cost: Tensor) -> Tensor:
 
     cost = cost.detach().cpu()
     reduced = cost - _potentials(cost, (0.05,) if len(cost) <= FEW else (0.1, 0.02, 0.004))
-    _, columns = linear_sum_assignment((reduced - reduced.amin(1, keepdim=True)).numpy())
+    reduced -= reduced.amin(1, keepdim=True)
+    _, columns = linear_sum_assignment(reduced.numpy())
     return torch.as_tensor(columns)
 
 
@@ -38,10 +39,11 @@ def _potentials(cost: Tensor, regs: tuple[float, ...]) -> Tensor:
     potentials = cost.new_zeros(len(cost))
     if spread == 0:
         return potentials
-    scaled = ((cost - cost.mean()) / spread).float()
+    scaled = cost.float().sub_(float(cost.mean())).div_(spread)
+    kernel = torch.empty_like(scaled)  # the one large array that all steps write: new ones would cost as much again
     for reg in regs:
-        gaps = scaled - (potentials / spread).float()
-        kernel = torch.exp((gaps.amin(1, keepdim=True) - gaps) / reg)
+        torch.sub((potentials / spread).float(), scaled, out=kernel)
+        kernel.sub_(kernel.amax(1, keepdim=True)).div_(reg).exp_()
         b = torch.ones(len(cost))
         for _ in range(ITERATIONS):
             a = 1 / (kernel @ b).clamp_min(1e-30)

@@ -33,7 +33,7 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
     """
     a, b = _samples("a", a), _samples("b", b)
     _validate.same_shape("b", b, "a", a)
-    cost = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
+    cost = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square_()
     return math.sqrt(float(cost.gather(1, assign(cost)[:, None]).mean()))
 
 
@@ -50,9 +50,13 @@ def median_wasserstein2(first: Sequence[Tensor], second: Sequence[Tensor]) -> fl
     """
     if len(first) != len(second) or not first:
         raise ValueError(f"second: expected as many samples as first, at least 1; got {len(first)} and {len(second)}")
-    # SciPy's assignment lets other threads run; more of them than cores would only fill the memory.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return statistics.median(pool.map(wasserstein2, first, second))
+    # SciPy's assignment lets other threads run; each keeps to one core, and torch gets its threads back afterwards.
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return statistics.median(pool.map(wasserstein2, first, second))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, generator: torch.Generator | None = None) -> float:

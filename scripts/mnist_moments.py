@@ -18,15 +18,13 @@ from flowbook.models.pretrained import asset
 
 def main() -> None:
     judge = models.load_classifier("mnist")
-    features = {}
+    features, labels = {}, {}
     scores: dict[str, Any] = {}
     for split in ("train", "test"):
-        images, labels = data.mnist(split)
+        images, labels[split] = data.mnist(split)
         features[split], seen = models.features_and_labels(judge, images)
-        scores[f"judge_accuracy_{split}"] = float((seen == labels).float().mean())
-        if split == "train":
-            train_labels = labels
-        scores[f"class_counts_{split}"] = labels.bincount(minlength=10).tolist()
+        scores[f"judge_accuracy_{split}"] = float((seen == labels[split]).float().mean())
+        scores[f"class_counts_{split}"] = labels[split].bincount(minlength=10).tolist()
     # 10,000 training images, drawn once: as many as there are to test on.
     order = torch.randperm(len(features["train"]), generator=torch.Generator().manual_seed(0))
     train = features["train"][order[:10_000]]
@@ -41,7 +39,7 @@ def main() -> None:
         scores[f"frechet_floor_{n}"] = sorted(floors)[2]
         scores[f"frechet_floors_{n}"] = floors
     # What a set with every digit equally often scores, which MNIST's own proportions are not.
-    balanced = torch.cat([order[train_labels[order] == label][:1_000] for label in range(10)])
+    balanced = torch.cat([order[labels["train"][order] == label][:1_000] for label in range(10)])
     scores["frechet_balanced_10000"] = metrics.frechet_from_moments(
         metrics.moments(features["train"][balanced]), moments["test"]
     )

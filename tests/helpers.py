@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,9 @@ FIXED = tuple(solvers.FIXED)
 ADAPTIVE = solvers.ADAPTIVE
 METHODS = FIXED + ADAPTIVE
 NAN, INF = math.nan, math.inf
+needs_mnist = pytest.mark.skipif(
+    not os.environ.get("FLOWBOOK_DATA"), reason="needs MNIST, and FLOWBOOK_DATA names no folder that has it"
+)
 
 MIXTURE = GaussianMixture([[1.0, -0.5], [-2.0, 0.7], [0.3, 1.8]], [0.4, 0.8, 0.25], [0.5, 0.3, 0.2])
 

@@ -102,7 +102,7 @@ def installed_in(python: Path) -> list[str]:
     return sorted(entry.name.split("-")[0] for entry in site.glob("*.dist-info"))
 
 
-def check_report(report: str, python: Path) -> None:
+def assert_report(report: str, python: Path) -> None:
     found = json.loads(report)
     assert Path(found["flowbook"]).is_relative_to(python.parent.parent), "flowbook comes from another environment"
     for name in ("torch", "numpy"):
@@ -113,14 +113,14 @@ def check_report(report: str, python: Path) -> None:
 def test_the_setup_cell_installs_what_is_missing_and_nothing_else(outside: Path, address: str, tmp_path: Path) -> None:
     printed = run([setup_cell(UNSET), REPORT], outside, tmp_path / "empty", address)
     assert printed[0] == ""
-    check_report(printed[1], outside)
+    assert_report(printed[1], outside)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_starts_from_its_file_alone(path: Path, outside: Path, address: str, tmp_path: Path) -> None:
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     printed = run([cells[0], imports(path), REPORT], outside, tmp_path / "empty", address)
-    check_report(printed[-1], outside)
+    assert_report(printed[-1], outside)
 
 
 def test_without_an_address_nothing_is_installed(outside: Path, tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import seeded
+from helpers import needs_mnist, seeded
 from PIL import Image
 from torch import Tensor
 
@@ -214,7 +213,7 @@ def test_the_data_folder_is_the_argument_or_the_variable_or_the_cache(monkeypatc
     assert data.data_root() == Path.home() / ".cache" / "flowbook"
 
 
-@pytest.mark.skipif("FLOWBOOK_DATA" not in os.environ, reason="FLOWBOOK_DATA does not say where MNIST is")
+@needs_mnist
 @pytest.mark.parametrize(("split", "count", "first"), [("train", 60_000, [5, 0, 4, 1]), ("test", 10_000, [7, 2, 1, 0])])
 def test_mnist_is_mnist(split: str, count: int, first: list[int]) -> None:
     images, labels = data.mnist(split)

@@ -94,7 +94,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return x0, x1
 
 
-def close(a: torch.Tensor, b: torch.Tensor) -> None:
+def assert_near(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
@@ -103,10 +103,10 @@ def test_flow_matching_rectified_flow_and_stochastic_interpolants(
     pair: tuple[torch.Tensor, torch.Tensor], t: float
 ) -> None:
     x0, x1 = pair
-    close(LinearPath(0.1).interpolate(x0, x1, t), (1 - (1 - 0.1) * t) * x0 + t * x1)
-    close(LinearPath().interpolate(x0, x1, t), t * x1 + (1 - t) * x0)
-    close(LinearPath().velocity(x0, x1, t), x1 - x0)
-    close(CosinePath().interpolate(x0, x1, t), math.cos(math.pi / 2 * t) * x0 + math.sin(math.pi / 2 * t) * x1)
+    assert_near(LinearPath(0.1).interpolate(x0, x1, t), (1 - (1 - 0.1) * t) * x0 + t * x1)
+    assert_near(LinearPath().interpolate(x0, x1, t), t * x1 + (1 - t) * x0)
+    assert_near(LinearPath().velocity(x0, x1, t), x1 - x0)
+    assert_near(CosinePath().interpolate(x0, x1, t), math.cos(math.pi / 2 * t) * x0 + math.sin(math.pi / 2 * t) * x1)
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -136,18 +136,18 @@ def test_edm_and_variance_exploding_states_are_ours_over_alpha(
     now = torch.tensor(t, dtype=torch.float64)
     for path in (LinearPath(), CosinePath(), VPPath()):
         level = path.sigma(now) / path.alpha(now)
-        close(path.interpolate(x0, x1, now) / path.alpha(now), x1 + level * x0)
-    close(now, 1 / (1 + LinearPath().sigma(now) / LinearPath().alpha(now)))
+        assert_near(path.interpolate(x0, x1, now) / path.alpha(now), x1 + level * x0)
+    assert_near(now, 1 / (1 + LinearPath().sigma(now) / LinearPath().alpha(now)))
 
 
 @pytest.mark.parametrize("t", TIMES)
 def test_v_prediction_and_flow_transformers(pair: tuple[torch.Tensor, torch.Tensor], t: float) -> None:
     x0, x1 = pair
     path, now = CosinePath(), torch.tensor(t, dtype=torch.float64)
-    close(path.velocity(x0, x1, now), -math.pi / 2 * (path.alpha(now) * x0 - path.sigma(now) * x1))
+    assert_near(path.velocity(x0, x1, now), -math.pi / 2 * (path.alpha(now) * x0 - path.sigma(now) * x1))
     s = 1 - now
-    close(LinearPath().interpolate(x0, x1, now), (1 - s) * x1 + s * x0)
-    close(LinearPath().velocity(x0, x1, now), -(x0 - x1))
+    assert_near(LinearPath().interpolate(x0, x1, now), (1 - s) * x1 + s * x0)
+    assert_near(LinearPath().velocity(x0, x1, now), -(x0 - x1))
 
 
 def test_guidance_scale_is_one_plus_their_w() -> None:
@@ -155,7 +155,8 @@ def test_guidance_scale_is_one_plus_their_w() -> None:
         return torch.where(y[:, None] == 9, 2.0, 3.0) * x
 
     x, w = torch.ones(1, 2), 1.5
-    close(guided(model, 1 + w, null_label=9)(x, torch.tensor(0.5), torch.tensor([1])), (1 + w) * 3 * x - w * 2 * x)
+    guide = guided(model, 1 + w, null_label=9)
+    assert_near(guide(x, torch.tensor(0.5), torch.tensor([1])), (1 + w) * 3 * x - w * 2 * x)
 
 
 # The public address ---------------------------------------------------------------------------------------------------

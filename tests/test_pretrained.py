@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import needs_mnist
 from torch import nn
 
 from flowbook import data, metrics, models, scores
@@ -131,7 +131,7 @@ def test_labels_come_in_the_proportions_asked_for_everywhere_in_the_order() -> N
             scores.labels_like(bad, 10)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(not os.environ.get("FLOWBOOK_DATA"), reason="needs MNIST: FLOWBOOK_DATA names no folder")
+@needs_mnist
 def test_the_judge_reads_mnists_test_images() -> None:
     images, labels = data.mnist("test")
     judge = models.load_classifier("mnist")
