@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, default=Path("samples.png"))
     sample.add_argument("--n", type=int, default=10, help="samples per label, or in all without labels")
     sample.add_argument("--labels", type=int, nargs="*", help="default: every label")
-    sample.add_argument("--method", default="midpoint")
+    sample.add_argument(
+        "--method", default="midpoint", help="of solve; for models that learned diffusion also ddpm, ddim"
+    )
     sample.add_argument("--steps", type=int, default=25, help="steps of a fixed-step method")
     sample.add_argument("--guidance", type=float, default=1.0)
     sample.add_argument("--seed", type=int, default=0)
@@ -88,14 +90,15 @@ def _load(checkpoint: str) -> Any:
     return models.load_pretrained(checkpoint) if checkpoint in models.PRETRAINED else training.load(checkpoint)
 
 
-def _load_images(checkpoint: str) -> Any:
-    """A velocity on images."""
+def _load_images(checkpoint: str) -> tuple[Any, Any]:
+    """A velocity on images, and its network: the same, unless that learned diffusion."""
     from flowbook.models import Classifier
 
     velocity = _load(checkpoint)
-    if not hasattr(velocity, "size") or isinstance(velocity, Classifier):
-        raise ValueError(f"checkpoint: expected a model of images that draws them; got {type(velocity).__name__}")
-    return velocity
+    network = getattr(velocity, "network", velocity)
+    if not hasattr(network, "size") or isinstance(network, Classifier):
+        raise ValueError(f"checkpoint: expected a model of images that draws them; got {type(network).__name__}")
+    return velocity, network
 
 
 def _sample(options: argparse.Namespace) -> int:
@@ -103,7 +106,7 @@ def _sample(options: argparse.Namespace) -> int:
     from PIL import Image
     from torchvision.utils import make_grid, save_image
 
-    from flowbook import _validate, solvers
+    from flowbook import _validate
     from flowbook.flow_matching import guided
 
     _validate.positive_int("--n", options.n)
@@ -111,8 +114,8 @@ def _sample(options: argparse.Namespace) -> int:
         raise ValueError(f"--out: expected the name of an image file, such as samples.png; got {options.out}")
     if options.labels == []:
         raise ValueError("--labels: expected at least one label after it, for example --labels 7 1; got none")
-    velocity = _load_images(options.checkpoint)
-    classes = getattr(velocity, "num_classes", None)
+    velocity, network = _load_images(options.checkpoint)
+    classes = getattr(network, "num_classes", None)
     generator = torch.Generator().manual_seed(options.seed)
     y = None
     count = options.n
@@ -128,14 +131,34 @@ def _sample(options: argparse.Namespace) -> int:
         if classes is None:
             raise ValueError("--guidance: this model was trained without labels")
         field = guided(velocity, options.guidance, classes)
-    x0 = torch.randn(count, velocity.channels, velocity.size, velocity.size, generator=generator)
-    steps = options.steps if options.method in solvers.FIXED else None
-    solution = solvers.sample(field, x0, y=y, method=options.method, steps=steps)
-    grid = make_grid(solution.x.clamp(-1, 1), nrow=options.n, normalize=True, value_range=(-1, 1))
+    x0 = torch.randn(count, network.channels, network.size, network.size, generator=generator)
+    images, nfe = _draw(field, x0, y, options, generator)
+    grid = make_grid(images.clamp(-1, 1), nrow=options.n, normalize=True, value_range=(-1, 1))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_image(grid, options.out)
-    print(f"{count} samples, {solution.nfe} evaluations each, in {options.out}")
+    print(f"{count} samples, {nfe} evaluations each, in {options.out}")
     return 0
+
+
+def _draw(velocity: Any, x0: Any, y: Any, options: argparse.Namespace, generator: Any) -> tuple[Any, int]:
+    """Samples and evaluations, by a solver or, from a model that learned diffusion, by one of diffusion's own ways."""
+    from flowbook import solvers
+    from flowbook.diffusion import ProbabilityFlow, ddim_sample, ddpm_sample
+
+    if options.method not in ("ddpm", "ddim"):
+        steps = options.steps if options.method in solvers.FIXED else None
+        solution = solvers.sample(velocity, x0, y=y, method=options.method, steps=steps)
+        return solution.x, solution.nfe
+    if not isinstance(velocity, ProbabilityFlow):
+        raise ValueError(
+            f"--method {options.method}: expected a checkpoint that learned diffusion, and no --guidance; got "
+            f"{type(velocity).__name__}"
+        )
+    model, schedule, settings = velocity.model, velocity.schedule, {"y": y, "clip": 1.0, "generator": generator}
+    if options.method == "ddpm":
+        return ddpm_sample(model, x0, schedule, prediction=velocity.prediction, **settings), schedule.steps
+    drawn = ddim_sample(model, x0, schedule, options.steps, prediction=velocity.prediction, **settings)
+    return drawn, options.steps
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -144,9 +167,9 @@ def _score(options: argparse.Namespace) -> int:
 
     from flowbook import models, scores, solvers
 
-    velocity = _load_images(options.checkpoint)
+    velocity, network = _load_images(options.checkpoint)
     judge, reference = models.load_classifier("mnist"), models.load_moments("mnist")["test"]
-    ours, wanted = ((model.channels, model.size, model.size, model.num_classes) for model in (velocity, judge))
+    ours, wanted = ((model.channels, model.size, model.size, model.num_classes) for model in (network, judge))
     if ours != wanted:
         raise ValueError(
             f"checkpoint: expected a model of MNIST's digits, (channels, height, width, classes) = {wanted}; got {ours}"

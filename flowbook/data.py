@@ -253,21 +253,23 @@ def cifar10(split: str = "train", root: str | Path | None = None) -> ImageTensor
     return _from_torchvision("CIFAR10", split, root)
 
 
-def image_folder(root: str | Path, size: int, flip: bool = False) -> Dataset[Any]:
+def image_folder(root: str | Path, size: int, flip: bool = False, labels: bool = True) -> Dataset[Any]:
     """A folder of images in one subfolder per class: resized, cropped to a centred square, in [-1, 1].
 
     Args:
         root: the folder.
         size: height and width of the result.
         flip: mirror each image left to right with probability 1/2 whenever it is read.
+        labels: False leaves them out, for a model without classes.
 
     Returns:
-        A Dataset of (image (3, size, size), label); its ``classes`` are the names of the subfolders.
+        A Dataset of (image (3, size, size), label), or of images alone; its ``classes`` name the subfolders.
     """
     from torchvision import datasets, transforms
 
     _validate.positive_int("size", size)
     _validate.boolean("flip", flip)
+    _validate.boolean("labels", labels)
     steps = [transforms.Resize(size), transforms.CenterCrop(size)]
     if flip:
         steps.append(transforms.RandomHorizontalFlip())
@@ -275,7 +277,21 @@ def image_folder(root: str | Path, size: int, flip: bool = False) -> Dataset[Any
     if not Path(root).is_dir():
         raise FileNotFoundError(f"root: {root} is not a folder; expected one with a subfolder of images per class")
     folder: Dataset[Any] = datasets.ImageFolder(str(root), transform=transforms.Compose(steps))
-    return folder
+    return folder if labels else _WithoutLabels(folder)
+
+
+class _WithoutLabels(Dataset[Tensor]):
+    """The images of a data set of (image, label)."""
+
+    def __init__(self, labelled: Any):
+        self.labelled, self.classes = labelled, labelled.classes
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image: Tensor = self.labelled[index][0]
+        return image
 
 
 def to_unit_interval(images: Tensor) -> Tensor:
@@ -323,7 +339,23 @@ def _from_torchvision(name: str, split: str, root: str | Path | None) -> ImageTe
     return images.float() / 127.5 - 1.0, torch.as_tensor(stored.targets)
 
 
+def grey_levels(x1: Tensor, levels: int) -> Tensor:
+    """The number of each value's grey level, 0 to levels - 1, as a float tensor.
+
+    Example:
+        >>> grey_levels(torch.tensor([-1.0, 0.0, 1.0]), levels=3)
+        tensor([0., 1., 2.])
+    """
+    _validate.float_tensor("x1", x1)
+    _validate.positive_int("levels", levels, at_least=2)
+    place = (x1 + 1) * (levels - 1) / 2
+    k = place.round()
+    if not bool(((place - k).abs() < 1e-2).all()) or not bool(((k >= 0) & (k < levels)).all()):
+        raise ValueError(f"x1: expected {levels} equidistant values from -1 to 1, as discrete data have; got others")
+    return k
+
+
 __all__ = [
     "Pairs", "Planar", "Source", "checkerboard", "cifar10", "data_root", "digits", "eight_gaussians", "fashion_mnist",
-    "image_folder", "mnist", "moons", "pinwheel", "spirals", "to_unit_interval", "two_gaussians",
+    "grey_levels", "image_folder", "mnist", "moons", "pinwheel", "spirals", "to_unit_interval", "two_gaussians",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from PIL import Image
 
 from flowbook import cli
 from flowbook.couplings import OptimalTransport
+from flowbook.diffusion import NoiseSchedule, ProbabilityFlow
 from flowbook.flow_matching import FlowMatching
 from flowbook.models import UNet
 from flowbook.paths import VPPath
@@ -45,6 +46,37 @@ def recipe(tmp_path: Path) -> Path:
 
 def steps_of(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+DENOISER: dict[str, Any] = {
+    **DIGITS,
+    "loss": {"name": "diffusion", "schedule": {"name": "linear", "steps": 40, "rescale": True}, "label_dropout": 0.1},
+}
+
+
+def test_a_run_that_learned_diffusion_is_a_velocity_and_draws_by_every_method(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file, run = tmp_path / "tiny.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(DENOISER))
+    assert cli.main(["train", str(file), "--out", str(run)]) == 0
+    assert (run / "previews" / "step_00000004.png").is_file()
+    velocity = load(run)
+    assert isinstance(velocity, ProbabilityFlow) and not velocity.training
+    assert torch.equal(velocity.schedule.betas, NoiseSchedule.linear(40, rescale=True).betas)
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 10])
+    assert velocity(x, 0.5, y).shape == x.shape and velocity.null_label == 10
+    for method, evaluations in (("ddpm", 40), ("ddim", 5), ("euler", 5)):
+        options = ["--method", method, "--steps", "5", "--n", "1", "--out", str(tmp_path / f"{method}.png")]
+        assert cli.main(["sample", str(run), *options]) == 0
+        assert f"10 samples, {evaluations} evaluations each" in capsys.readouterr().out
+    assert len({(tmp_path / f"{method}.png").read_bytes() for method in ("ddpm", "ddim", "euler")}) == 3
+
+
+def test_what_only_a_diffusion_model_can_do_is_refused_to_others(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "grid.png")]
+    assert cli.main(["sample", "mnist", "--method", "ddim", *out]) == 2
+    assert "--method ddim: expected a checkpoint that learned diffusion" in capsys.readouterr().err
 
 
 def test_a_recipe_trains_and_its_checkpoint_draws_a_grid(
@@ -144,6 +176,13 @@ WRONG = [
     (["loss.path=vp"], "loss.path is a section.*'vp'"),
     (["loss.path={name: vpp}"], "loss.path.name: .*'vp'.*'vpp'"),
     (["loss.path={name: vp, sigma_min: 1}"], "loss.path has no key sigma_min"),
+    (["loss.name=diffusion", "loss.schedule=cosine"], "loss.schedule is a section.*'cosine'"),
+    (["loss.name=diffusion", "loss.schedule={name: sigmoid}"], "loss.schedule.name: .*'cosine'.*'sigmoid'"),
+    (
+        ["loss.name=diffusion", "loss.schedule={name: cosine, steps: 9, rescale: true}"],
+        "loss.schedule has no key rescale",
+    ),
+    (["loss.name=diffusion"], "loss lacks schedule"),
     (["coupling.name=ot"], "coupling.name: .*'optimal_transport'.*'ot'"),
     (["coupling.name=independent", "coupling.reg=1"], "coupling has no key reg"),
     (["train.learning_rate=fast"], "learning_rate: expected a number; got 'fast'"),

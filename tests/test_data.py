@@ -178,6 +178,12 @@ def test_a_folder_of_images_is_resized_cropped_and_scaled(folder: Path) -> None:
         assert float(image[:, :, 0].max()) == -1 and float(image[:, :, -1].min()) == 1  # black left, white right
 
 
+def test_a_folder_can_be_read_without_its_labels(folder: Path) -> None:
+    images = data.image_folder(folder, size=8, labels=False)
+    assert len(images) == 3 and images.classes == ["ants", "bees"]  # type: ignore[arg-type, attr-defined]
+    assert torch.equal(images[1], data.image_folder(folder, size=8)[1][0])
+
+
 def test_flips_mirror_half_of_the_images(folder: Path) -> None:
     torch.manual_seed(0)
     images = data.image_folder(folder, size=8, flip=True)

@@ -25,7 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowbook import _validate
+from flowbook.diffusion import Diffusion, NoiseSchedule
 
+STATE = ("step", "config", "model", "recipe", "ingredients", "diffusion")
 FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -41,6 +43,7 @@ class Checkpoint:
     average: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     ingredients: dict[str, str | None] | None = None  # a word on loss, coupling and data; older checkpoints have none
+    diffusion: dict[str, Any] | None = None  # {"betas": [...], "prediction": ...} of a network that learned diffusion
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -54,7 +57,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         save_file(_contiguous(checkpoint.weights), temporary / "weights.safetensors")
         save_file(_contiguous(checkpoint.average), temporary / "average.safetensors")
         save_file(_contiguous(checkpoint.optimizer), temporary / "optimizer.safetensors")
-        state = {name: getattr(checkpoint, name) for name in ("step", "config", "model", "recipe", "ingredients")}
+        state = {name: getattr(checkpoint, name) for name in STATE}
         state["torch"] = torch.__version__
         (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
         for name in FILES:
@@ -83,6 +86,7 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(
         **said,
         ingredients=state.get("ingredients"),
+        diffusion=state.get("diffusion"),
         weights=_load_tensors(path / "weights.safetensors"),
         average=_load_tensors(path / "average.safetensors"),
         optimizer=_load_tensors(path / "optimizer.safetensors"),
@@ -132,6 +136,8 @@ def locate(path: str | Path) -> Path:
 def load(checkpoint: str | Path, model: nn.Module | None = None) -> nn.Module:
     """The trained velocity of a checkpoint, with its averaged weights, in eval mode.
 
+    Of a run that learned diffusion it is the network's probability flow.
+
     Args:
         checkpoint: the folder of a run, or of one of its checkpoints.
         model: a module to fill, for models that are not this package's own.
@@ -160,7 +166,10 @@ def load(checkpoint: str | Path, model: nn.Module | None = None) -> nn.Module:
         model.load_state_dict(stored.average)
     except RuntimeError as error:
         raise ValueError(f"checkpoint: the weights of {path} do not fit the model: {error}") from error
-    return model.eval()
+    if stored.diffusion is None:
+        return model.eval()
+    schedule = NoiseSchedule(torch.tensor(stored.diffusion["betas"], dtype=torch.float64))
+    return Diffusion(schedule, stored.diffusion["prediction"]).velocity(model).eval()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

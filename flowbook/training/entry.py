@@ -14,6 +14,7 @@ from flowbook import _validate
 from flowbook._model import null_label_of
 from flowbook.batch import unpack
 from flowbook.couplings import Coupling
+from flowbook.diffusion import Diffusion
 from flowbook.flow_matching import FlowMatching
 from flowbook.models.classifier import CrossEntropy
 from flowbook.training import batches
@@ -60,6 +61,13 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
         if section not in ("train", "preview")
         for key, value in (content.items() if isinstance(content, dict) else [("", content)])
     }
+
+
+def diffusion(loss: Any) -> dict[str, Any] | None:
+    """What turns a trained network back into a velocity, where the loss is one of diffusion."""
+    if not isinstance(loss, Diffusion):
+        return None
+    return {"betas": loss.schedule.betas.tolist(), "prediction": loss.prediction}
 
 
 def _of(part: Any) -> str | None:
@@ -113,7 +121,7 @@ def _check_labels(velocity: nn.Module, loss: Any, x1: Tensor, y: Tensor | None) 
     if isinstance(loss, CrossEntropy):
         _validate.labels("y", y, len(x1), classes=getattr(velocity, "num_classes", None))
     null_label = null_label_of(velocity)
-    if isinstance(loss, FlowMatching) and null_label is not None:
+    if isinstance(loss, (FlowMatching, Diffusion)) and null_label is not None:
         _validate.labels("y", y, len(x1))
         if _validate.values_are_readable(y) and bool((y == null_label).any()):
             low, high = (int(v) for v in y.aminmax())

@@ -21,6 +21,7 @@ from flowbook import keyed, models
 from flowbook._model import Velocity, evaluating
 from flowbook.batch import Batch
 from flowbook.couplings import Coupling, couple_ahead
+from flowbook.diffusion import Diffusion
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training import entry
 from flowbook.training.average import AveragedWeights
@@ -36,7 +37,7 @@ class TrainResult:
     """What a run leaves behind."""
 
     velocity: nn.Module
-    """The averaged weights, in eval mode, to sample with."""
+    """The averaged weights, in eval mode, to sample with; of a diffusion loss, their probability flow."""
     live: nn.Module
     """The module that was passed in, with the weights of the last step."""
     step: int
@@ -147,6 +148,7 @@ def fit(
             step=step, config=config.as_dict(), model=models.describe(model), recipe=recipe,
             weights=model.state_dict(), average=average.model.state_dict(),
             optimizer=checkpoints.optimizer_tensors(optimizer), ingredients=ingredients,
+            diffusion=entry.diffusion(loss),
         )  # fmt: skip
         assert folder is not None
         path = checkpoints.save(folder / "checkpoints", stored)
@@ -207,13 +209,19 @@ def fit(
             if show and log is not None:
                 assert preview is not None
                 with evaluating(average.model), torch.no_grad():
-                    log.images(done, preview(average.model))
+                    log.images(done, preview(_velocity(loss, average.model)))
     seconds = time.perf_counter() - started
     if log is not None:
         log.close()
     if written is None and folder is not None and last_step <= first_step:
         written = checkpoints.locate(folder)
-    return TrainResult(average.model, model, max(last_step, first_step), losses.cpu(), seconds, written)
+    return TrainResult(
+        _velocity(loss, average.model), model, max(last_step, first_step), losses.cpu(), seconds, written
+    )
+
+
+def _velocity(loss: Loss, network: nn.Module) -> nn.Module:
+    return loss.velocity(network) if isinstance(loss, Diffusion) else network
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -2,7 +2,7 @@
 
     model: {name: UNet, channels: 1, size: 28, num_classes: 10}    # a class of flowbook.models and its arguments
     data: {name: mnist}                                            # a function of flowbook.data and its arguments
-    loss: {name: flow_matching, label_dropout: 0.1}                # or cross_entropy, for a classifier
+    loss: {name: flow_matching, label_dropout: 0.1}                # or diffusion; or cross_entropy, for a classifier
     coupling: {name: independent}                                  # optional
     train: {steps: 1000, batch_size: 128}                          # fields of TrainConfig
     preview: {steps: 20, guidance: 1.0}                            # optional: grids along the way
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from flowbook import _validate, couplings, data, models, paths
+from flowbook.diffusion import Diffusion, NoiseSchedule
 from flowbook.flow_matching import FlowMatching, guided
 from flowbook.models.classifier import CrossEntropy
 from flowbook.solvers import FIXED, METHODS, solve
@@ -43,7 +44,12 @@ DATA: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 COUPLINGS = {"independent": couplings.Independent, "optimal_transport": couplings.OptimalTransport}
 PATHS = {"linear": paths.LinearPath, "cosine": paths.CosinePath, "vp": paths.VPPath}
-LOSSES: dict[str, Callable[..., Any]] = {"flow_matching": FlowMatching, "cross_entropy": CrossEntropy}
+SCHEDULES: dict[str, Callable[..., Any]] = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
+LOSSES: dict[str, Callable[..., Any]] = {
+    "flow_matching": FlowMatching, "diffusion": Diffusion, "cross_entropy": CrossEntropy,
+}  # fmt: skip
+PARTS: dict[str, Mapping[str, Callable[..., Any]]] = {"path": PATHS, "schedule": SCHEDULES}
+"""The arguments of a loss that are sections themselves."""
 SECTIONS = ("model", "data", "loss", "coupling", "train", "preview")
 
 
@@ -124,8 +130,8 @@ def build_data(recipe: Recipe) -> Any:
 
 def build_loss(recipe: Recipe) -> Any:
     section = dict(recipe["loss"])
-    if "path" in section:
-        section["path"] = _named(section["path"], PATHS)
+    for part in PARTS.keys() & section.keys():
+        section[part] = _named(section[part], PARTS[part])
     return _named(section, LOSSES)
 
 
@@ -185,12 +191,12 @@ def _check(recipe: Recipe) -> None:
     _validate.one_of("loss.name", recipe["loss"].get("name"), tuple(LOSSES))
     for section in ("model", "data", "loss", "train"):
         _keys(section, recipe[section], _target(section, recipe[section]))
-    if "path" in recipe["loss"]:
-        path = recipe["loss"]["path"]
-        if not isinstance(path, dict):
-            raise ValueError(f"recipe: loss.path is a section, for example {{name: linear}}; got {path!r}")
-        _validate.one_of("loss.path.name", path.get("name"), tuple(PATHS))
-        _keys("loss.path", path, PATHS[path["name"]])
+    for part in PARTS.keys() & recipe["loss"].keys():
+        content, table = recipe["loss"][part], PARTS[part]
+        if not isinstance(content, dict):
+            raise ValueError(f"recipe: loss.{part} is a section, such as {{name: linear}}; got {content!r}")
+        _validate.one_of(f"loss.{part}.name", content.get("name"), tuple(table))
+        _keys(f"loss.{part}", content, table[content["name"]])
     if "coupling" in recipe:
         _validate.one_of("coupling.name", recipe["coupling"].get("name"), tuple(COUPLINGS))
         _keys("coupling", recipe["coupling"], _target("coupling", recipe["coupling"]))
@@ -199,7 +205,11 @@ def _check(recipe: Recipe) -> None:
 
 
 def _keys(section: str, content: dict[str, Any], target: Callable[..., Any]) -> None:
-    known = set(inspect.signature(target).parameters)
+    parameters = inspect.signature(target).parameters
+    needed = [name for name, one in parameters.items() if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    if lacking := sorted(set(needed) - set(content)):
+        raise ValueError(f"recipe: {section} lacks {', '.join(lacking)}")
+    known = set(parameters)
     known -= {"coupling"}  # of a loss; the recipe has a section for it, whose batches are coupled ahead
     known |= set() if section == "train" else {"name"}
     if unknown := sorted(set(content) - known):

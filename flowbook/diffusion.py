@@ -1,0 +1,657 @@
+r"""Diffusion (chapter 1): add noise in many small steps, learn to predict it, and take it away again.
+
+.. math:: x_i = \sqrt{\bar\alpha_i}\, x_1 + \sqrt{1 - \bar\alpha_i}\, \epsilon
+
+with :math:`\bar\alpha_i` the product of :math:`1 - \beta_j` over the steps j up to i, and i from 0 to T - 1.
+
+i = 0 is the least noisy step and T - 1 the noisiest (Ho et al. 2020, whose steps are numbered 1 to T). A *model* here
+is any callable ``model(x, i, y=None)``, with x (B, ...), i long (B,) and y the labels or None, that predicts the noise
+(or the data, or the velocity of Salimans and Ho 2022, where ``prediction`` says so). :class:`StepModel` makes one of a
+network that takes a time.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowbook import _validate, keyed
+from flowbook._model import evaluating, model_calls, null_label_of
+from flowbook.batch import unpack
+from flowbook.data import grey_levels
+from flowbook.flow_matching import _drop_labels
+from flowbook.paths import Path, _tensor
+
+Model = Callable[..., Tensor]
+PREDICTIONS = ("noise", "data", "velocity")
+VARIANCES = ("posterior", "beta")
+LARGEST_SIGNAL = 0.1
+"""A schedule that keeps more than this of the data's amplitude at its last step does not reach noise."""
+
+
+# The schedule ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """How much noise each step adds.
+
+    Args:
+        betas: the variance added by each step, shape (T,), in (0, 1); kept in float64.
+
+    Warns:
+        UserWarning: when the last step still shows more than a tenth of the data's amplitude: sampling, which starts
+            from pure noise, then starts in the wrong place.
+
+    Example:
+        >>> schedule = NoiseSchedule.linear(1000)
+        >>> schedule.steps, round(float(schedule.alphas_cumprod[-1].sqrt()), 4)
+        (1000, 0.0064)
+    """
+
+    betas: Tensor
+
+    def __post_init__(self) -> None:
+        _validate.float_tensor("betas", self.betas, finite=True)
+        if self.betas.dim() != 1 or len(self.betas) == 0:
+            raise ValueError(f"betas: expected one variance per step, shape (T,); got {tuple(self.betas.shape)}")
+        low, high = (float(beta) for beta in self.betas.aminmax())
+        if not 0 < low <= high < 1:
+            raise ValueError(f"betas: expected variances in (0, 1); got {low:g} to {high:g}")
+        object.__setattr__(self, "betas", self.betas.double())
+        signal = float(self.alphas_cumprod[-1].sqrt())
+        if signal > LARGEST_SIGNAL:
+            warnings.warn(
+                f"the schedule's last step keeps {signal:.2f} of the data's amplitude, and sampling starts from pure "
+                "noise: use more steps or larger betas (NoiseSchedule.linear(steps, rescale=True))",
+                stacklevel=3,
+            )
+
+    @classmethod
+    def linear(
+        cls, steps: int, beta_start: float = 1e-4, beta_end: float = 0.02, rescale: bool = False
+    ) -> NoiseSchedule:
+        """Betas that grow linearly (Ho et al. 2020, section 4), made for 1,000 steps.
+
+        Args:
+            steps: T.
+            beta_start, beta_end: the first and last beta.
+            rescale: multiply both by 1000 / steps, so that another number of steps adds as much noise in all.
+
+        Example:
+            >>> NoiseSchedule.linear(1000).betas[0]
+            tensor(0.0001, dtype=torch.float64)
+        """
+        _validate.positive_int("steps", steps)
+        factor = 1000 / steps if rescale else 1.0
+        return cls(torch.linspace(factor * beta_start, factor * beta_end, steps, dtype=torch.float64))
+
+    @classmethod
+    def cosine(cls, steps: int, offset: float = 0.008, largest: float = 0.999) -> NoiseSchedule:
+        r"""Betas that make :math:`\bar\alpha` a squared cosine (Nichol and Dhariwal 2021, equation 17).
+
+        Args:
+            steps: T.
+            offset: their s, which keeps the first betas from being too small.
+            largest: the last betas are cut to this.
+
+        Example:
+            >>> NoiseSchedule.cosine(100).betas[-1]
+            tensor(0.9990, dtype=torch.float64)
+        """
+        _validate.positive_int("steps", steps)
+        s = torch.arange(steps + 1, dtype=torch.float64) / steps
+        signal = torch.cos(0.5 * math.pi * (s + offset) / (1 + offset)).square()
+        return cls((1 - signal[1:] / signal[:-1]).clamp_max(largest))
+
+    def __repr__(self) -> str:
+        return f"NoiseSchedule(steps={self.steps}, betas {self.betas[0]:.3g} to {self.betas[-1]:.3g})"
+
+    @property
+    def steps(self) -> int:
+        """T, the number of steps."""
+        return len(self.betas)
+
+    @property
+    def alphas(self) -> Tensor:
+        """1 - beta, shape (T,)."""
+        return 1.0 - self.betas
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """abar, the running product of the alphas, shape (T,), which is the squared amplitude of the data in x_i."""
+        return self.alphas.cumprod(0)
+
+    @property
+    def log_snr(self) -> Tensor:
+        """The logarithm of abar / (1 - abar), the signal-to-noise ratio, shape (T,)."""
+        return torch.log(self.alphas_cumprod) - torch.log1p(-self.alphas_cumprod)
+
+    def add_noise(self, x1: Tensor, i: Tensor | int, noise: Tensor) -> Tensor:
+        """x_i in one jump (Ho et al. 2020, equation 4).
+
+        Args:
+            x1: data, shape (B, ...).
+            i: step, an integer or long (B,).
+            noise: from N(0, I), the shape of x1.
+
+        Example:
+            >>> NoiseSchedule.cosine(10).add_noise(torch.ones(1, 2), 0, torch.zeros(1, 2))
+            tensor([[0.9859, 0.9859]])
+        """
+        _validate.float_tensor("x1", x1, min_dim=1)
+        _validate.same_shape("noise", noise, "x1", x1)
+        signal, spread = self.amplitudes(i, x1)
+        return signal * x1 + spread * noise
+
+    def predict_data(self, x: Tensor, i: Tensor | int, noise: Tensor) -> Tensor:
+        """The data that x_i and the noise in it leave, the inverse of :meth:`add_noise`, shape (B, ...).
+
+        Example:
+            >>> schedule = NoiseSchedule.cosine(10)
+            >>> x = schedule.add_noise(torch.ones(1, 1), 9, torch.full((1, 1), 2.0))
+            >>> round(float(schedule.predict_data(x, 9, torch.full((1, 1), 2.0))), 3)
+            1.0
+        """
+        return self.convert(noise, x, i, source="noise", target="data")
+
+    def convert(self, value: Tensor, x: Tensor, i: Tensor | int, source: str = "noise", target: str = "data") -> Tensor:
+        r"""Turn a prediction of noise, data or velocity at (x_i, i) into another.
+
+        The velocity is that of Salimans and Ho (2022), :math:`\sqrt{\bar\alpha}\,\epsilon - \sqrt{1-\bar\alpha}\,x_1`:
+        the derivative along the arc from data to noise. (The book's velocity, dx/dt, is :func:`probability_flow`.)
+
+        Args:
+            value: the prediction, shape (B, ...).
+            x: x_i, shape (B, ...).
+            i: step, an integer or long (B,).
+            source, target: "noise", "data" or "velocity".
+        """
+        _validate.one_of("source", source, PREDICTIONS)
+        _validate.one_of("target", target, PREDICTIONS)
+        _validate.float_tensor("x", x, min_dim=1)
+        _validate.same_shape("value", value, "x", x)
+        if source == target:
+            return value
+        signal, spread = self.amplitudes(i, x)
+        if source == "velocity":
+            data, noise = signal * x - spread * value, spread * x + signal * value
+        elif source == "noise":
+            data, noise = (x - spread * value) / signal, value
+        else:
+            data, noise = value, (x - signal * value) / spread
+        return {"data": data, "noise": noise, "velocity": signal * noise - spread * data}[target]
+
+    def posterior(self, x: Tensor, x1: Tensor, i: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of x_{i-1}, given x_i and the data (Ho et al. 2020, equations 6 and 7).
+
+        At i = 0 what lies before is the data itself: the mean is x1, exactly, and the variance 0.
+
+        Args:
+            x: x_i, shape (B, ...).
+            x1: data, shape (B, ...).
+            i: step, an integer or long (B,).
+
+        Returns:
+            The mean, shape (B, ...), and the variance, shape (B, 1, ..., 1) or ().
+
+        Example:
+            >>> schedule = NoiseSchedule.linear(1000)
+            >>> schedule.posterior(torch.zeros(1, 1), torch.ones(1, 1), 0)
+            (tensor([[1.]]), tensor(0.))
+        """
+        _validate.float_tensor("x", x, min_dim=1)
+        _validate.same_shape("x1", x1, "x", x)
+        of_data, of_state, variance = self._posterior_coefficients()
+        at = self._look_up(i, x)
+        return at(of_data) * x1 + at(of_state) * x, at(variance)
+
+    def _posterior_coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the data, of x_i, and the variance, each (T,). At i = 0 exactly 1, 0 and 0: rounding must not blur it."""
+        abar = self.alphas_cumprod
+        before = torch.cat([abar.new_ones(1), abar[:-1]])
+        of_data = before.sqrt() * self.betas / (1 - abar)
+        of_state = self.alphas.sqrt() * (1 - before) / (1 - abar)
+        of_data[0] = 1.0
+        return of_data, of_state, self.betas * (1 - before) / (1 - abar)
+
+    def amplitudes(self, i: Tensor | int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_i) and sqrt(1 - abar_i), in a shape that multiplies x."""
+        at = self._look_up(i, x)
+        return at(self.alphas_cumprod.sqrt()), at((1 - self.alphas_cumprod).sqrt())
+
+    def _look_up(self, i: Tensor | int, x: Tensor) -> Callable[[Tensor], Tensor]:
+        index = self.check_step(i, len(x)).to(x.device)
+        shape = () if index.dim() == 0 else (-1, *[1] * (x.dim() - 1))
+        return lambda table: table.to(x.device)[index].to(x.dtype).reshape(shape)
+
+    def check_step(self, i: Tensor | int, batch: int) -> Tensor:
+        """``i`` as a tensor, () or (batch,); negative steps are refused, which as an index would mean the last."""
+        if isinstance(i, int) and not isinstance(i, bool):
+            i = torch.tensor(i)
+        if not isinstance(i, Tensor) or i.is_floating_point() or i.dtype == torch.bool:
+            got = f"dtype {i.dtype}" if isinstance(i, Tensor) else type(i).__name__
+            raise TypeError(f"i: expected an integer step or a long tensor; got {got}")
+        if i.shape not in ((), (batch,)):
+            raise ValueError(f"i: expected one step per sample, shape () or ({batch},); got {tuple(i.shape)}")
+        if i.numel() and _validate.values_are_readable(i):
+            low, high = (int(v) for v in i.aminmax())
+            if low < 0 or high >= self.steps:
+                raise ValueError(f"i: expected steps from 0 to {self.steps - 1}; got {low} to {high}")
+        return i
+
+
+class StepModel(nn.Module):
+    """A network that takes a time in [0, 1], as a model that takes a step: t = 1 - i / (T - 1).
+
+    Args:
+        network: ``network(x, t, y=None)``; what it returns means what the training made it mean.
+        schedule: whose steps they are.
+
+    Example:
+        >>> model = StepModel(lambda x, t, y=None: t.reshape(-1, 1) * x, NoiseSchedule.linear(1000))
+        >>> model(torch.ones(2, 1), torch.tensor([0, 999]))
+        tensor([[1.],
+                [0.]])
+    """
+
+    def __init__(self, network: Model, schedule: NoiseSchedule):
+        super().__init__()
+        self.network, self.last = network, max(1, schedule.steps - 1)
+
+    @property
+    def model_calls(self) -> int:
+        return model_calls(self.network)
+
+    @property
+    def null_label(self) -> int | None:
+        return null_label_of(self.network)
+
+    def forward(self, x: Tensor, i: Tensor, y: Tensor | None = None) -> Tensor:
+        t = 1.0 - torch.as_tensor(i, device=x.device).to(x.dtype) / self.last
+        return self.network(x, t) if y is None else self.network(x, t, y)
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def ddpm_loss(
+    model: Model, x1: Tensor, schedule: NoiseSchedule, y: Tensor | None = None, *, i: Tensor | None = None,
+    noise: Tensor | None = None, prediction: str = "noise", label_dropout: float = 0.0, null_label: int | None = None,
+) -> Tensor:  # fmt: skip
+    """The mean squared error of the predicted noise, over batch and dimensions (Ho et al. 2020, equation 14).
+
+    Args:
+        model: ``model(x, i, y=None)``.
+        x1: data, shape (B, ...).
+        schedule: the noise of each step.
+        y: labels, shape (B,), or None.
+        i: steps, long (B,); every step equally likely when None.
+        noise: from N(0, I), the shape of x1; drawn when None.
+        prediction: what the model predicts and is compared with, "noise", "data" or "velocity".
+        label_dropout, null_label: as in :func:`flowbook.flow_matching.flow_matching_loss`.
+
+    Example:
+        >>> schedule, noise = NoiseSchedule.linear(1000), torch.ones(4, 2)
+        >>> ddpm_loss(lambda x, i: torch.ones_like(x), torch.zeros(4, 2), schedule, noise=noise)
+        tensor(0.)
+    """
+    _validate.one_of("prediction", prediction, PREDICTIONS)
+    _validate.float_tensor("x1", x1, min_dim=1)
+    _validate.number("label_dropout", label_dropout, 0, 1)
+    if i is None:
+        i = (keyed.rand(len(x1), like=x1.float()) * schedule.steps).long().clamp_max(schedule.steps - 1)
+    if noise is None:
+        noise = keyed.randn_like(x1)
+    if label_dropout > 0:
+        y = _drop_labels(model, x1, y, label_dropout, null_label)
+    x = schedule.add_noise(x1, i, noise)
+    predicted = model(x, i) if y is None else model(x, i, y)
+    _validate.same_shape("model(x, i, y)", predicted, "x1", x1)
+    return (predicted - schedule.convert(noise, x, i, source="noise", target=prediction)).square().mean()
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """:func:`ddpm_loss` of a network that takes a time, as the ``loss(network, batch)`` that ``fit`` asks for.
+
+    A batch is x1 or (x1, y). What ``fit`` returns, and ``load`` reads, is the network's :func:`probability_flow`: a
+    velocity. Its ``model`` is the one that :func:`ddpm_sample` and :func:`ddim_sample` take.
+
+    Example:
+        >>> loss = Diffusion(NoiseSchedule.cosine(100))
+        >>> loss(lambda x, t, y=None: torch.zeros_like(x), torch.zeros(1000, 2)).round()
+        tensor(1.)
+    """
+
+    schedule: NoiseSchedule
+    prediction: str = "noise"
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _validate.instance("schedule", self.schedule, NoiseSchedule, "NoiseSchedule.linear(1000)")
+        _validate.one_of("prediction", self.prediction, PREDICTIONS)
+        _validate.number("label_dropout", self.label_dropout, 0, 1)
+
+    def __call__(self, network: Any, batch: Any) -> Tensor:
+        x0, x1, y = unpack(batch)
+        return ddpm_loss(
+            StepModel(network, self.schedule), x1, self.schedule, y, noise=x0, prediction=self.prediction,
+            label_dropout=self.label_dropout,
+        )  # fmt: skip
+
+    def velocity(self, network: nn.Module) -> ProbabilityFlow:
+        """What the trained network says, as a velocity."""
+        return probability_flow(StepModel(network, self.schedule), self.schedule, prediction=self.prediction)
+
+
+# Sampling -------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def ddpm_sample(
+    model: Model, x: Tensor, schedule: NoiseSchedule, y: Tensor | None = None, variance: str = "posterior",
+    clip: float | None = None, *, prediction: str = "noise", generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Ancestral sampling: from pure noise through every step to data (Ho et al. 2020, algorithm 2).
+
+    Each step predicts the data, and draws from the posterior of the step before. The last draws nothing.
+
+    Args:
+        model: ``model(x, i, y=None)``; it runs in eval mode.
+        x: noise, shape (B, ...).
+        schedule: the one it was trained with.
+        y: labels, shape (B,), or None.
+        variance: "posterior", right for data that are a single point, or "beta", right for data from N(0, I).
+        clip: keep the predicted data within [-clip, clip]; 1 for images, None for data without bounds.
+        prediction: what the model predicts, "noise", "data" or "velocity".
+        generator: of the noise of the steps.
+
+    Returns:
+        Samples, shape (B, ...).
+
+    Example:
+        >>> always_two = lambda x, i: torch.full_like(x, 2.0)
+        >>> ddpm_sample(always_two, torch.randn(1, 1), NoiseSchedule.linear(1000), prediction="data")
+        tensor([[2.]])
+    """
+    _validate.one_of("variance", variance, VARIANCES)
+    _check_sampling(x, y, clip, prediction)
+    with evaluating(model):
+        for i in reversed(range(schedule.steps)):
+            data = _predicted_data(model, x, i, y, schedule, clip, prediction)
+            mean, spread = schedule.posterior(x, data, i)
+            if variance == "beta":
+                spread = schedule.betas[i].to(x)
+            x = mean if i == 0 else mean + spread.sqrt() * _normal(x, generator)
+    return x
+
+
+@torch.no_grad()
+def ddim_sample(
+    model: Model, x: Tensor, schedule: NoiseSchedule, steps: int, eta: float = 0.0, y: Tensor | None = None,
+    clip: float | None = None, *, prediction: str = "noise", generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Sampling in fewer steps (Song et al. 2021a, equation 12): predict the data, then jump to an earlier step.
+
+    Args:
+        model, x, schedule, y, clip, prediction, generator: as in :func:`ddpm_sample`.
+        steps: model calls, 1 to T. The steps visited are spread evenly and start at T - 1 (:func:`ddim_steps`).
+        eta: 0 adds no noise, and the result is a function of x; 1 is ancestral sampling on the visited steps.
+
+    Returns:
+        Samples, shape (B, ...).
+
+    Example:
+        >>> always_two = lambda x, i: torch.full_like(x, 2.0)
+        >>> ddim_sample(always_two, torch.randn(1, 1), NoiseSchedule.linear(1000), steps=7, prediction="data")
+        tensor([[2.]])
+    """
+    _validate.number("eta", eta, 0, 1)
+    _check_sampling(x, y, clip, prediction)
+    visited = ddim_steps(schedule.steps, steps)
+    abar = schedule.alphas_cumprod
+    with evaluating(model):
+        for n, i in enumerate(visited):
+            data = _predicted_data(model, x, i, y, schedule, clip, prediction)
+            if n == steps - 1:
+                return data
+            now, before = float(abar[i]), float(abar[visited[n + 1]])
+            noise = (x - math.sqrt(now) * data) / math.sqrt(1 - now)
+            fresh = eta * math.sqrt((1 - before) / (1 - now) * (1 - now / before))
+            x = math.sqrt(before) * data + math.sqrt(1 - before - fresh**2) * noise
+            if fresh > 0:
+                x = x + fresh * _normal(x, generator)
+    return x
+
+
+def ddim_steps(total: int, steps: int) -> list[int]:
+    """The steps that DDIM visits, from T - 1 down. Each jump ends where the next begins, and the last ends in the data.
+
+    Example:
+        >>> ddim_steps(10, 4)
+        [9, 7, 4, 2]
+    """
+    _validate.positive_int("steps", steps)
+    if steps > total:
+        raise ValueError(f"steps: expected at most the schedule's {total}; got {steps}")
+    return [math.floor(total * (steps - n) / steps + 0.5) - 1 for n in range(steps)]
+
+
+def _predicted_data(
+    model: Model, x: Tensor, i: int, y: Tensor | None, schedule: NoiseSchedule, clip: float | None, prediction: str
+) -> Tensor:
+    index = torch.full((len(x),), i, device=x.device)
+    predicted = model(x, index) if y is None else model(x, index, y)
+    _validate.same_shape("model(x, i, y)", predicted, "x", x)
+    data = schedule.convert(predicted, x, i, source=prediction, target="data")
+    return data if clip is None else data.clamp(-clip, clip)
+
+
+def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def _check_sampling(x: Tensor, y: Tensor | None, clip: float | None, prediction: str) -> None:
+    _validate.float_tensor("x", x, min_dim=1, finite=True)
+    _validate.one_of("prediction", prediction, PREDICTIONS)
+    if y is not None:
+        _validate.labels("y", y, len(x))
+    if clip is not None:
+        _validate.number("clip", clip, 0, math.inf, low_open=True)
+
+
+# The bridge to velocities ---------------------------------------------------------------------------------------------
+
+
+class SchedulePath(Path):
+    r"""A schedule as a path in continuous time: t = 1 - i / (T - 1), so t = 0 is the noisiest step and t = 1 step 0.
+
+    Between the steps the logarithm of the signal-to-noise ratio, :math:`\lambda`, is interpolated by monotone cubics
+    (Fritsch and Carlson 1980), so that the velocity is continuous, and :math:`\alpha^2 = 1/(1 + e^{-\lambda})`,
+    :math:`\sigma^2 = 1 - \alpha^2`. At t = 1 the small noise of step 0 is left, and at t = 0 the small signal of step
+    T - 1.
+
+    Example:
+        >>> path = SchedulePath(NoiseSchedule.linear(1000))
+        >>> round(float(path.sigma(1.0)), 4), round(float(path.alpha(0.0)), 4)
+        (0.01, 0.0064)
+    """
+
+    def __init__(self, schedule: NoiseSchedule):
+        if schedule.steps < 2:
+            raise ValueError("schedule: a path needs at least 2 steps; got 1")
+        from scipy.interpolate import PchipInterpolator
+
+        self.schedule = schedule
+        cubics = PchipInterpolator(range(schedule.steps), schedule.log_snr.flip(0).numpy()).c  # in the order of t
+        self._cubics = torch.as_tensor(cubics.copy())  # (4, T - 1), the highest power first
+
+    def __repr__(self) -> str:
+        return f"SchedulePath(steps={self.schedule.steps})"
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        """log(alpha^2 / sigma^2), the shape of t."""
+        (a, b, c, d), s = self._cubic(t)
+        return ((a * s + b) * s + c) * s + d
+
+    def log_snr_dot(self, t: Tensor | float) -> Tensor:
+        """Its derivative by t."""
+        (a, b, c, _), s = self._cubic(t)
+        return ((3 * a * s + 2 * b) * s + c) * (self.schedule.steps - 1)
+
+    def _cubic(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """The coefficients between the two steps around t, and how far t lies behind the first, from 0 to 1."""
+        t = _tensor(t)
+        place = t * (self.schedule.steps - 1)
+        left = place.floor().clamp(0, self.schedule.steps - 2).long()
+        return self._cubics.to(t.device)[:, left].to(t.dtype), place - left
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        return torch.sigmoid(self.log_snr(t)).sqrt()
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return torch.sigmoid(-self.log_snr(t)).sqrt()
+
+    def alpha_dot(self, t: Tensor | float) -> Tensor:
+        return 0.5 * self.alpha(t) * self.sigma(t) ** 2 * self.log_snr_dot(t)
+
+    def sigma_dot(self, t: Tensor | float) -> Tensor:
+        return -0.5 * self.sigma(t) * self.alpha(t) ** 2 * self.log_snr_dot(t)
+
+
+class ProbabilityFlow(nn.Module):
+    """A diffusion model as a velocity; made by :func:`probability_flow`."""
+
+    def __init__(self, model: Model, schedule: NoiseSchedule, prediction: str, integer_steps: bool):
+        super().__init__()
+        self.model, self.schedule, self.path = model, schedule, SchedulePath(schedule)
+        self.prediction, self.integer_steps = prediction, integer_steps
+
+    @property
+    def network(self) -> Any:
+        """The network that was trained, behind its steps."""
+        return self.model.network if isinstance(self.model, StepModel) else self.model
+
+    @property
+    def model_calls(self) -> int:
+        return (2 if self.integer_steps else 1) * model_calls(self.model)
+
+    @property
+    def null_label(self) -> int | None:
+        return null_label_of(self.model)
+
+    def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).clamp(0, 1)
+        i = ((1.0 - t) * (self.schedule.steps - 1)).expand(len(x))
+        if self.integer_steps:
+            below = i.floor().clamp_max(self.schedule.steps - 2).long()
+            weight = (i - below).reshape(-1, *[1] * (x.dim() - 1))
+            predicted = torch.lerp(self._predict(x, below, y), self._predict(x, below + 1, y), weight)
+        else:
+            predicted = self._predict(x, i, y)
+        if self.prediction == "velocity":
+            alpha, sigma = (f(t).reshape(-1, *[1] * (x.dim() - 1)) for f in (self.path.alpha, self.path.sigma))
+            predicted = sigma * x + alpha * predicted
+        source = "data" if self.prediction == "data" else "noise"
+        return self.path.convert(predicted, x, t, source=source, target="velocity")
+
+    def _predict(self, x: Tensor, i: Tensor, y: Tensor | None) -> Tensor:
+        return self.model(x, i) if y is None else self.model(x, i, y)
+
+
+def probability_flow(
+    model: Model, schedule: NoiseSchedule, *, prediction: str = "noise", integer_steps: bool = False
+) -> ProbabilityFlow:
+    r"""A diffusion model as a velocity ``v(x, t, y=None)``, for every function that takes one.
+
+    The flow of this velocity has at each time the distribution of the noisy data (Song et al. 2021b, equation 13).
+    t = 0 is step T - 1 and t = 1 is step 0; its small noise is part of the answer. See :class:`SchedulePath`.
+
+    Args:
+        model: ``model(x, i, y=None)``. It is called with a float step, shape (B,).
+        schedule: the one it was trained with.
+        prediction: what it predicts, "noise", "data" or "velocity".
+        integer_steps: for a model that only takes integer steps: call it at the two neighbours and interpolate; ``nfe``
+            counts both.
+
+    Example:
+        >>> v = probability_flow(lambda x, i: torch.zeros_like(x), NoiseSchedule.linear(1000), prediction="data")
+        >>> from flowbook.solvers import sample
+        >>> sample(v, torch.ones(1, 1)).x.round(decimals=3)  # what is left is the noise of step 0
+        tensor([[0.0100]])
+    """
+    _validate.one_of("prediction", prediction, PREDICTIONS)
+    return ProbabilityFlow(model, schedule, prediction, integer_steps)
+
+
+# The variational bound ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def bits_per_dim(
+    model: Model, x1: Tensor, schedule: NoiseSchedule, y: Tensor | None = None, *, levels: int = 256,
+    variance: str = "posterior", clip: float | None = 1.0, prediction: str = "noise",
+    generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """The variational upper bound on -log2 p(x1) per dimension, shape (B,) (Ho et al. 2020, equations 5 and 13).
+
+    T model calls: the divergence of prior and x_{T-1}, those of every step, and the likelihood of the discrete data
+    under the last step's Gaussian, integrated over the bin of each value. One draw of noise for each step.
+
+    Args:
+        model, schedule, y, clip, prediction: as in :func:`ddpm_sample`.
+        x1: discrete data, ``levels`` equidistant values from -1 to 1, shape (B, ...).
+        levels: the number of grey levels.
+        variance: of the model's steps, "posterior" or "beta".
+        generator: of the noise.
+
+    Example:
+        >>> schedule = NoiseSchedule.linear(1000)
+        >>> x1 = torch.ones(1, 1)
+        >>> round(float(bits_per_dim(lambda x, i: torch.ones_like(x), x1, schedule, prediction="data")), 2)
+        0.62
+    """
+    _validate.one_of("variance", variance, VARIANCES)
+    _validate.positive_int("levels", levels, at_least=2)
+    _check_sampling(x1, y, clip, prediction)
+    grey_levels(x1, levels)  # raises for data without levels
+    abar = schedule.alphas_cumprod[-1].to(x1)
+    nats = (0.5 * (abar * x1.square() - abar - torch.log1p(-abar))).flatten(1).sum(1)  # the prior's share
+    with evaluating(model):
+        for i in reversed(range(schedule.steps)):
+            x = schedule.add_noise(x1, i, _normal(x1, generator))
+            data = _predicted_data(model, x, i, y, schedule, clip, prediction)
+            theirs, spread = schedule.posterior(x, x1, i)
+            mean, _ = schedule.posterior(x, data, i)
+            beta = schedule.betas[i].to(x)
+            if i == 0:
+                nats += -_log_bin(x1, mean, beta.sqrt(), levels).flatten(1).sum(1)
+                continue
+            of_model = beta if variance == "beta" else spread
+            ratio = spread / of_model
+            gap = (theirs - mean).square() / of_model
+            nats += (0.5 * (ratio - 1 - ratio.log() + gap)).flatten(1).sum(1)
+    return nats / (x1[0].numel() * math.log(2))
+
+
+def _log_bin(x: Tensor, mean: Tensor, std: Tensor, levels: int) -> Tensor:
+    """log of the Gaussian's mass in the bin around x; the outermost bins reach to infinity."""
+    half = 1.0 / (levels - 1)
+    upper = torch.where(x > 1 - half, torch.inf, (x + half - mean) / std)
+    lower = torch.where(x < -1 + half, -torch.inf, (x - half - mean) / std)
+    # Both ends on the side where the normal's tail is small, or the difference of two ones would be 0.
+    flip = lower > 0
+    lower, upper = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    mass = torch.special.ndtr(upper) - torch.special.ndtr(lower)
+    return mass.clamp_min(1e-12).log()
