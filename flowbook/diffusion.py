@@ -295,7 +295,7 @@ def ddpm_loss(
         i: steps, long (B,); every step equally likely when None.
         noise: from N(0, I), the shape of x1; drawn when None.
         prediction: what the model predicts and is compared with, "noise", "data" or "velocity".
-        label_dropout, null_label: as in :func:`flowbook.flow_matching.flow_matching_loss`.
+        label_dropout, null_label: as in :func:`~flowbook.flow_matching.flow_matching_loss`.
 
     Example:
         >>> schedule, noise = NoiseSchedule.linear(1000), torch.ones(4, 2)
