@@ -1,7 +1,4 @@
-"""Checks of the exercises: they run a reader's function and say *what* is wrong with it, not only that it is.
-
-Each returns a line of praise, or raises AssertionError with a diagnosis.
-"""
+"""Checks of the exercises of chapter 3."""
 
 from __future__ import annotations
 
@@ -12,27 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowbook.checks._diagnosis import diagnose
 from flowbook.couplings import OptimalTransport
 from flowbook.paths import LinearPath
 from flowbook.solvers import solve
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.allclose(a, b, rtol=1e-4, atol=1e-5))
-
-
-def _diagnose(got: Tensor, expected: Tensor, mistakes: dict[str, Tensor], what: str) -> None:
-    """Raise with the first mistake whose result is the one that came."""
-    if _close(got, expected):
-        return
-    if got.shape != expected.shape:
-        raise AssertionError(f"{what}: expected shape {tuple(expected.shape)}; got {tuple(got.shape)}")
-    for diagnosis, result in mistakes.items():
-        if _close(got, result):
-            raise AssertionError(f"{what}: {diagnosis}")
-    raise AssertionError(
-        f"{what}: off by up to {float((got - expected).abs().max()):.3g}, and by no mistake known here"
-    )
 
 
 def target_with_sigma_min(function: Callable[..., tuple[Tensor, Tensor]], sigma_min: float = 0.1) -> str:
@@ -49,7 +29,7 @@ def target_with_sigma_min(function: Callable[..., tuple[Tensor, Tensor]], sigma_
     column = t[:, None]
     path, straight = LinearPath(sigma_min), LinearPath()
     xt, target = function(x0, x1, t, sigma_min)
-    _diagnose(
+    diagnose(
         xt, path.interpolate(x0, x1, t),
         {
             "sigma_min is missing: this is the path that ends exactly in the data": straight.interpolate(x0, x1, t),
@@ -59,7 +39,7 @@ def target_with_sigma_min(function: Callable[..., tuple[Tensor, Tensor]], sigma_
         },
         "xt",
     )  # fmt: skip
-    _diagnose(
+    diagnose(
         target, path.velocity(x0, x1, t),
         {
             "sign flipped: d xt / dt points from noise to data": -path.velocity(x0, x1, t),
@@ -124,7 +104,7 @@ def heun_solver(function: Callable[..., Tensor]) -> str:
     got = function(velocity, x, steps)
     if calls and max(calls) > 1 + 1e-6:
         raise AssertionError(f"t: the velocity was asked at t = {max(calls):.3g}, outside [0, 1]")
-    _diagnose(got, expected, mistakes, "x")
+    diagnose(got, expected, mistakes, "x")
     if len(calls) != 2 * steps:
         raise AssertionError(f"evaluations: Heun needs 2 a step, {2 * steps} in all; got {len(calls)}")
     return "right: second order, two evaluations a step, from noise to data"
@@ -175,7 +155,7 @@ def pairing(function: Callable[..., Tensor]) -> str:
     def inverse(paired: Tensor) -> Tensor:
         return x0[positions(paired).int().argmax(1)]
 
-    _diagnose(
+    diagnose(
         got, expected,
         {
             "the labels are ignored: the noise of a label is no longer N(0, I)": blind,
@@ -204,7 +184,7 @@ def guidance(function: Callable[..., Tensor]) -> str:
     x, y = torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([1, 3])
     conditional, null = velocity(x, 0.5, y), velocity(x, 0.5, torch.tensor([5, 5]))
     scale = 2.5
-    _diagnose(
+    diagnose(
         function(velocity, x, 0.5, y, scale, 5), null + scale * (conditional - null),
         {
             "scale counts from the conditional velocity (the paper's w); here 1 means no guidance": conditional

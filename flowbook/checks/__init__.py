@@ -1,0 +1,16 @@
+"""Checks of the exercises: they run a reader's function and say *what* is wrong with it, not only that it is.
+
+Each returns a line of praise, or raises AssertionError with a diagnosis. One module for each chapter; all are called as
+``checks.name``.
+"""
+
+from flowbook.checks.flow_matching import (
+    guidance,
+    heun_solver,
+    loss_floor,
+    one_euler_step,
+    pairing,
+    target_with_sigma_min,
+)
+
+__all__ = ["guidance", "heun_solver", "loss_floor", "one_euler_step", "pairing", "target_with_sigma_min"]

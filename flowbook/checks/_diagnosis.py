@@ -1,0 +1,24 @@
+"""What all checks share: naming the mistake whose result is the one that came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.allclose(a, b, rtol=1e-4, atol=1e-5))
+
+
+def diagnose(got: Tensor, expected: Tensor, mistakes: dict[str, Tensor], what: str) -> None:
+    """Raise with the first mistake whose result is the one that came."""
+    if _close(got, expected):
+        return
+    if got.shape != expected.shape:
+        raise AssertionError(f"{what}: expected shape {tuple(expected.shape)}; got {tuple(got.shape)}")
+    for diagnosis, result in mistakes.items():
+        if _close(got, result):
+            raise AssertionError(f"{what}: {diagnosis}")
+    raise AssertionError(
+        f"{what}: off by up to {float((got - expected).abs().max()):.3g}, and by no mistake known here"
+    )
