@@ -208,12 +208,15 @@ class NoiseSchedule:
         """
         _validate.float_tensor("x", x, min_dim=1)
         _validate.same_shape("x1", x1, "x", x)
-        of_data, of_state, variance = self._posterior_coefficients()
+        of_data, of_state, variance = self.posterior_coefficients()
         at = self._look_up(i, x)
         return at(of_data) * x1 + at(of_state) * x, at(variance)
 
-    def _posterior_coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the data, of x_i, and the variance, each (T,). At i = 0 exactly 1, 0 and 0: rounding must not blur it."""
+    def posterior_coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What :meth:`posterior` multiplies the data and x_i with, and its variance, each of shape (T,).
+
+        At i = 0 they are exactly 1, 0 and 0: rounding must not blur it.
+        """
         abar = self.alphas_cumprod
         before = torch.cat([abar.new_ones(1), abar[:-1]])
         of_data = before.sqrt() * self.betas / (1 - abar)

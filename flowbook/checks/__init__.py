@@ -4,6 +4,14 @@ Each returns a line of praise, or raises AssertionError with a diagnosis. One mo
 ``checks.name``.
 """
 
+from flowbook.checks.diffusion import (
+    amplitude_left,
+    ddim,
+    noise_floor,
+    noise_from_velocity,
+    posterior_step,
+    renoised_std,
+)
 from flowbook.checks.flow_matching import (
     guidance,
     heun_solver,
@@ -13,4 +21,17 @@ from flowbook.checks.flow_matching import (
     target_with_sigma_min,
 )
 
-__all__ = ["guidance", "heun_solver", "loss_floor", "one_euler_step", "pairing", "target_with_sigma_min"]
+__all__ = [
+    "amplitude_left",
+    "ddim",
+    "guidance",
+    "heun_solver",
+    "loss_floor",
+    "noise_floor",
+    "noise_from_velocity",
+    "one_euler_step",
+    "pairing",
+    "posterior_step",
+    "renoised_std",
+    "target_with_sigma_min",
+]  # fmt: skip
