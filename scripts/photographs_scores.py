@@ -1,9 +1,9 @@
 """Scores of the photographs recipe: ``python scripts/photographs_scores.py RUN TRAIN TEST``.
 
 RUN is the folder of ``flowbook train photographs_ddpm``, TRAIN and TEST are folders with one subfolder of photographs
-per class; TEST was not trained on. Written to ``flowbook/assets``: a grid of samples, and the scores. The package has no
-network that knows photographs, so the samples are compared in the space of pixels: the sliced Wasserstein distance to
-test photographs, next to that of as many training photographs. It sees colours and layout, not what things are.
+per class; TEST was not trained on. Written to ``flowbook/assets``: a grid of samples, and the scores. No network here
+knows photographs, so the samples are compared in the space of pixels: the sliced Wasserstein distance to test
+photographs, next to that of as many training photographs. It sees colours and layout, not what things are.
 """
 
 from __future__ import annotations

@@ -16,24 +16,24 @@ UNSET = "https://github.com/_unset_/flowbook"
 
 TEMPLATE = """\
 # Installs flowbook where it is missing, as in Colab, and leaves torch and NumPy as they are. Elsewhere: seed and style.
-import importlib.metadata
-import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
+from importlib import invalidate_caches, metadata, util
 
-if importlib.util.find_spec("flowbook") is None:
+if util.find_spec("flowbook") is None:
     home = os.environ.get("FLOWBOOK_HOME", "@HOME@")
     if "/_unset_/" in home:
         raise RuntimeError("flowbook is not installed and has no public address yet: set FLOWBOOK_HOME to a git one")
-    there = [name for name in ("torch", "torchvision", "numpy") if importlib.util.find_spec(name)]
-    held = [f"{name}=={importlib.metadata.version(name)}" for name in there]
+    there = [name for name in ("torch", "torchvision", "numpy") if util.find_spec(name)]
+    held = [f"{name}=={metadata.version(name)}" for name in there]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         print(*held, sep="\\n", file=constraints, flush=True)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints.name]
         subprocess.run([*pip, f"git+{home}"], check=True)
-    importlib.invalidate_caches()
+    invalidate_caches()
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads stall a busy machine
 import torch
 from flowbook import plotting
 
