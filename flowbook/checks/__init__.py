@@ -4,6 +4,14 @@ Each returns a line of praise, or raises AssertionError with a diagnosis. One mo
 ``checks.name``.
 """
 
+from flowbook.checks.cnf import (
+    bits,
+    density_at_the_origin,
+    exact_divergence,
+    hutchinson_estimate,
+    hutchinson_variance,
+    midpoint_log_prob,
+)
 from flowbook.checks.flow_matching import (
     guidance,
     heun_solver,
@@ -13,4 +21,7 @@ from flowbook.checks.flow_matching import (
     target_with_sigma_min,
 )
 
-__all__ = ["guidance", "heun_solver", "loss_floor", "one_euler_step", "pairing", "target_with_sigma_min"]
+__all__ = [
+    "bits", "density_at_the_origin", "exact_divergence", "guidance", "heun_solver", "hutchinson_estimate",
+    "hutchinson_variance", "loss_floor", "midpoint_log_prob", "one_euler_step", "pairing", "target_with_sigma_min",
+]  # fmt: skip
