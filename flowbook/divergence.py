@@ -11,12 +11,15 @@ is taken from the left, by a backward pass (reverse mode), or from the right, be
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from flowbook import _validate, keyed
 from flowbook._model import Velocity, call
@@ -56,8 +59,10 @@ def divergence(
             fresh ones at every call make the field random, and an adaptive solver will not get through it.
         create_graph: keep the graph, to differentiate the result.
         mode: "reverse" calls the velocity once and goes backward through it for each product; "forward" carries the
-            products along (``torch.func.jvp`` under ``vmap``), calls the velocity once for each chunk of them, and is
-            a form that ``torch.compile(fullgraph=True)`` takes whole.
+            products along (``torch.func.jvp`` under ``vmap``) and calls the velocity once for each chunk of them.
+            ``torch.compile(fullgraph=True)`` takes both. On one CPU core reverse mode is 1.4 to 1.8 times faster for
+            multilayer perceptrons in 2 and 64 dimensions and 1.1 times for a U-Net on 8 x 8 images; for the gradients
+            of a divergence the two take the same time, and for the U-Net forward mode is 1.7 times faster.
 
     Returns:
         v, shape (B, ...), and its divergence, shape (B,): with "hutchinson" the mean over the probes. Detached unless
@@ -67,7 +72,7 @@ def divergence(
         ValueError: for an unknown method or mode, or noise that is missing, superfluous or of the wrong shape.
         RuntimeError: in ``torch.inference_mode()``, and for a velocity whose values change with x while no gradient
             leads back to x (``torch.no_grad()`` or ``detach`` inside it): its divergence would come out as 0. Forward
-            mode notices it on the CPU only.
+            mode is right under ``torch.no_grad()``, and notices ``detach`` on the CPU only.
 
     Example:
         >>> v, div = divergence(lambda x, t: x * torch.tensor([1.0, 3.0]), torch.ones(1, 2), 0.5)
@@ -196,6 +201,9 @@ Multiply = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 def _backward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None, create_graph: bool) -> Multiply:
     """Products from the left, one backward pass each; None when no gradient leads from the velocity to x."""
+    if torch.compiler.is_compiling():  # which takes no autograd.grad
+        value, pull = torch.func.vjp(lambda x: _evaluate(velocity, x, t, y), x if create_graph else x.detach())[:2]
+        return lambda vectors: (value, torch.vmap(pull)(vectors)[0])
     x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
     v = _evaluate(velocity, x, t, y)
 
@@ -216,11 +224,46 @@ def _forward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None,
     """Products from the right, carried along with the velocity's own evaluation."""
     x = x if create_graph else x.detach()
 
+    def evaluate(x: Tensor) -> Tensor:
+        with _ComposedNorms() if torch.compiler.is_compiling() else contextlib.nullcontext():
+            return _evaluate(velocity, x, t, y)
+
     def push(vector: Tensor) -> Any:
-        return torch.func.jvp(lambda x: _evaluate(velocity, x, t, y), (x,), (vector,))
+        return torch.func.jvp(evaluate, (x,), (vector,))
 
     # The velocity does not depend on the vector, so vmap evaluates it once. Dropout would be the same for all products.
     return torch.vmap(push, out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
+
+
+class _ComposedNorms(TorchFunctionMode):
+    """Group and layer norm as sums and products: torch.compile cannot take the forward derivative of torch's own."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        ours = {F.group_norm: _group_norm, F.layer_norm: _layer_norm}
+        return ours.get(func, func)(*args, **(kwargs or {}))
+
+
+def _group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    h = _standardised(x.reshape(len(x), num_groups, -1), (2,), eps).reshape(x.shape)
+    per_channel = (-1,) + (1,) * (x.dim() - 2)
+    h = h if weight is None else h * weight.reshape(per_channel)
+    return h if bias is None else h + bias.reshape(per_channel)
+
+
+def _layer_norm(
+    x: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    h = _standardised(x, tuple(range(-len(normalized_shape), 0)), eps)
+    h = h if weight is None else h * weight
+    return h if bias is None else h + bias
+
+
+def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
 
 
 def _basis(x: Tensor, mode: str) -> Iterator[tuple[int, Tensor]]:
@@ -232,7 +275,7 @@ def _basis(x: Tensor, mode: str) -> Iterator[tuple[int, Tensor]]:
         chunk = 1
     for start in range(0, dim, chunk):
         index = torch.arange(start, min(start + chunk, dim), device=x.device)
-        vectors = torch.nn.functional.one_hot(index, dim).to(x)[:, None].expand(-1, batch, -1)
+        vectors = F.one_hot(index, dim).to(x)[:, None].expand(-1, batch, -1)
         yield start, vectors.reshape(len(index), *x.shape)
 
 
