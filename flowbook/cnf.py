@@ -27,7 +27,7 @@ from flowbook.dequantization import bits_per_dim as bits_per_dim
 from flowbook.dequantization import dequantize as dequantize
 from flowbook.dequantization import discrete_log_prob as discrete_log_prob
 from flowbook.divergence import MODES, jacobian_terms, rademacher
-from flowbook.solvers import ADAPTIVE, FIXED, solve
+from flowbook.solvers import ADAPTIVE, FIXED, METHODS, solve
 
 TRACES = ("exact", "hutchinson")
 GRADIENTS = ("backprop", "recompute", "adjoint")
@@ -177,12 +177,15 @@ def nll_loss(
         0.919
     """
     _check_trace(trace, probes, generator)
-    _check_gradient(velocity, gradient, method)
-    for name, weight in (("kinetic", kinetic), ("jacobian", jacobian)):
-        _validate.number(name, weight, 0, math.inf, high_open=True)
+    _check_weights(kinetic, jacobian)
+    options = _solver_options(_training_method(gradient, method), steps, rtol, atol)
+    if gradient != "backprop" and not isinstance(velocity, nn.Module):
+        raise TypeError(
+            f"velocity: gradient={gradient!r} asks for a torch.nn.Module, whose parameters it can find; got "
+            f"{type(velocity).__name__}"
+        )
     penalties = kinetic > 0 or jacobian > 0
     joint = _Joint(velocity, x1, y, trace=trace, probes=probes, generator=generator, mode=mode, penalties=penalties)
-    options = _solver_options(method or ("dopri5" if gradient == "adjoint" else "rk4"), steps, rtol, atol)
     if gradient == "adjoint":
         state = _solve_adjoint(joint, y, options)
     else:
@@ -224,10 +227,9 @@ class MaximumLikelihood:
 
     def __post_init__(self) -> None:
         _check_trace(self.trace, self.probes, None)
-        _validate.one_of("gradient", self.gradient, GRADIENTS)
+        _check_weights(self.kinetic, self.jacobian)
+        _solver_options(_training_method(self.gradient, self.method), self.steps, self.rtol, self.atol)
         _validate.one_of("mode", self.mode, MODES)
-        for name in ("kinetic", "jacobian"):
-            _validate.number(name, getattr(self, name), 0, math.inf, high_open=True)
         if self.levels is not None:
             _validate.positive_int("levels", self.levels, at_least=2)
 
@@ -305,7 +307,7 @@ def _solve_adjoint(joint: _Joint, y: Tensor | None, options: dict[str, Any]) -> 
 
 
 def _parameters(velocity: Velocity) -> tuple[Tensor, ...]:
-    assert isinstance(velocity, nn.Module)  # _check_gradient has seen to it
+    assert isinstance(velocity, nn.Module)  # nll_loss has seen to it
     return tuple(parameter for parameter in velocity.parameters() if parameter.requires_grad)
 
 
@@ -323,7 +325,25 @@ def _as_now(velocity: Velocity, x: Tensor) -> Any:
 
 
 def _solver_options(method: str, steps: int | None, rtol: float, atol: float) -> dict[str, Any]:
-    return {"method": method, "steps": 50 if steps is None and method in FIXED else steps, "rtol": rtol, "atol": atol}
+    """The arguments of ``solve``, 50 fixed steps being the default."""
+    _validate.one_of("method", method, METHODS)
+    if method in FIXED:
+        steps = 50 if steps is None else steps
+        _validate.positive_int("steps", steps)
+    elif steps is not None:
+        raise ValueError(f"steps: {method} chooses its own steps by rtol and atol; got steps={steps}")
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        _validate.number(name, tolerance, 0, 1, low_open=True)
+    return {"method": method, "steps": steps, "rtol": rtol, "atol": atol}
+
+
+def _training_method(gradient: str, method: str | None) -> str:
+    _validate.one_of("gradient", gradient, GRADIENTS)
+    if method is None:
+        return "dopri5" if gradient == "adjoint" else "rk4"
+    if gradient == "adjoint" and method not in ADAPTIVE:
+        raise ValueError(f"method: the adjoint takes an adaptive one, {', '.join(ADAPTIVE)}; got {method!r}")
+    return method
 
 
 def _check_trace(trace: str, probes: int, generator: torch.Generator | None) -> None:
@@ -334,17 +354,9 @@ def _check_trace(trace: str, probes: int, generator: torch.Generator | None) -> 
         raise ValueError(f"probes: the exact trace takes none; got {probes}, use trace='hutchinson'")
 
 
-def _check_gradient(velocity: Velocity, gradient: str, method: str | None) -> None:
-    _validate.one_of("gradient", gradient, GRADIENTS)
-    if gradient == "backprop":
-        return
-    if not isinstance(velocity, nn.Module):
-        raise TypeError(
-            f"velocity: gradient={gradient!r} asks for a torch.nn.Module, whose parameters it can find; got "
-            f"{type(velocity).__name__}"
-        )
-    if gradient == "adjoint" and method is not None and method not in ADAPTIVE:
-        raise ValueError(f"method: the adjoint takes an adaptive one, {', '.join(ADAPTIVE)}; got {method!r}")
+def _check_weights(kinetic: float, jacobian: float) -> None:
+    for name, weight in (("kinetic", kinetic), ("jacobian", jacobian)):
+        _validate.number(name, weight, 0, math.inf, high_open=True)
 
 
 def _source_log_prob(source: Density | None, x: Tensor) -> Tensor:
