@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from flowbook.checks._diagnosis import diagnose
-from flowbook.cnf import bits_per_dim, log_prob
+from flowbook.cnf import log_prob
+from flowbook.dequantization import bits_per_dim
 from flowbook.divergence import rademacher
 
 MATRIX = torch.tensor([[0.5, 2.0, -0.3], [0.4, -0.9, 0.7], [-1.2, 0.1, 0.8]])
