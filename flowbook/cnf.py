@@ -184,6 +184,11 @@ def nll_loss(
             f"velocity: gradient={gradient!r} asks for a torch.nn.Module, whose parameters it can find; got "
             f"{type(velocity).__name__}"
         )
+    if gradient == "adjoint" and isinstance(velocity, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            "gradient: 'adjoint' evaluates the velocity in the backward pass, as often as its own share of the batch "
+            "needs, and processes that train together would wait for each other; expected 'backprop' or 'recompute'"
+        )
     penalties = kinetic > 0 or jacobian > 0
     joint = _Joint(velocity, x1, y, trace=trace, probes=probes, generator=generator, mode=mode, penalties=penalties)
     if gradient == "adjoint":

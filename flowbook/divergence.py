@@ -152,6 +152,8 @@ def jacobian_terms(
         >>> traces, norms
         (tensor([[6.]]), tensor([[18.]]))
     """
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        raise RuntimeError("divergence: torch.inference_mode() allows no derivatives; use torch.no_grad() instead")
     batch, dim = len(x), x.shape[1:].numel()
     traces = norms = x.new_zeros(1 if noise is None else len(noise), batch)
     found = False
@@ -294,8 +296,6 @@ def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float,
 
 def _check(x: Tensor, t: Tensor | float, y: Tensor | None, mode: str) -> None:
     _validate.one_of("mode", mode, MODES)
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-        raise RuntimeError("divergence: torch.inference_mode() allows no derivatives; use torch.no_grad() instead")
     _validate.float_tensor("x", x, min_dim=1)
     _validate.time("t", t, len(x))
     if y is not None:

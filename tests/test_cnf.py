@@ -342,6 +342,16 @@ def test_the_adjoint_has_the_gradient_of_backpropagation_on_a_smooth_field(optio
         assert distance(adjoint, truth) < 1e-3
 
 
+def test_the_adjoint_is_refused_where_processes_would_wait_for_each_other(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        shared = nn.parallel.DistributedDataParallel(smooth_field())
+        with pytest.raises(ValueError, match="gradient: 'adjoint' evaluates the velocity in the backward pass"):
+            cnf.nll_loss(shared, normal(4, 2), gradient="adjoint")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("way", ["recompute", "adjoint"])
 def test_what_runs_in_the_backward_pass_runs_in_eval_mode_too(way: str) -> None:
     network, x1 = Dropping().train(), normal(20, 2)
