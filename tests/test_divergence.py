@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import MIXTURE, NAN, normal, randomised, seeded
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowbook import divergence as module
@@ -329,6 +330,24 @@ def test_forward_mode_equals_reverse_mode_and_so_do_the_gradients(
             network.zero_grad()
     for forward, reverse in zip(found["forward"], found["reverse"], strict=True):
         torch.testing.assert_close(forward, reverse, rtol=rtol, atol=rtol * float(reverse.detach().abs().max()))
+
+
+def attention(x: Tensor, t: Tensor | float) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_the_trap_of_the_fused_attention_kernel_which_has_no_such_derivatives() -> None:
+    x = normal(2, 1, 6, 4)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        with pytest.raises(NotImplementedError, match="forward AD"):
+            torch.func.jvp(lambda x: attention(x, 0.5), (x,), (x,))
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(attention(leaf, 0.5).sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="is not implemented"):
+            first.sum().backward()
+        # Derivative code asks for the kernel of plain matrix products, whatever is asked for around it.
+        reverse, forward = (divergence(attention, x, 0.5, mode=mode, create_graph=True)[1] for mode in module.MODES)
+    torch.testing.assert_close(forward, reverse.detach(), rtol=1e-10, atol=1e-12)
 
 
 @modes
