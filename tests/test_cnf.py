@@ -550,6 +550,19 @@ def test_dequantised_values_stay_in_their_bins_and_fill_them(levels: int) -> Non
     assert float(x.min()) < -1 + 0.1 / levels and float(x.max()) > 1 - 0.1 / levels
 
 
+def test_dequantised_data_are_the_data_with_their_labels_and_fresh_noise_in_every_draw() -> None:
+    images, labels = data.digits("test")
+    source = Dequantized((images, labels), levels=17)
+    x1, y = source.sample(500, seeded())
+    levels = torch.floor((x1 + 1) * 17 / 2).clamp(max=16) / 8 - 1  # a value in (-1, 1) back to its grey level
+    matches = (levels[:, None] == images[None]).flatten(2).all(2)
+    assert bool(matches.any(1).all())
+    assert torch.equal(labels[matches.int().argmax(1)], y)
+    again = source.sample(500, seeded(1))[0]
+    assert not torch.equal(x1, again) and torch.equal(source.sample(500, seeded())[0], x1)
+    assert isinstance(Dequantized(images, levels=17).sample(3), Tensor)
+
+
 def test_a_uniform_density_has_log2_of_levels_bits() -> None:
     """The trap of the offset: 7 for data in [-1, 1], 8 for data in [0, 1]."""
     for levels in (2, 17, 256):
