@@ -48,6 +48,21 @@ def divergence(result: dict[str, Any]) -> Iterator[Row]:
         yield f"exact divergence, {name}, batch {numbers['batch']}", measured, "at most 1.05 of the fastest"
 
 
+def log_prob(result: dict[str, Any]) -> Iterator[Row]:
+    for name, numbers in result.items():
+        ways, milliseconds = numbers["chosen"], numbers["ms"]
+        spent = ", ".join(
+            f"{way} {milliseconds[way]:.0f} ms ({told['method']}, {told['calls']} calls)" for way, told in ways.items()
+        )
+        faster = ", ".join(f"{q['wall_ratio']:.2f} than {way}" for way, q in numbers["over_flowbook"].items())
+        question = f"`log_prob` within {numbers['bound_nats']:g} nats, {name}, batch {numbers['batch']}"
+        yield question, f"times faster: {faster}; {spent}", "at least 2 times"
+        parts = numbers["profile_ms"]
+        whole = sum(parts.values())
+        shares = ", ".join(f"{part} {100 * ms / whole:.0f}%" for part, ms in parts.items())
+        yield f"where the time of `log_prob` goes, {name}", shares, ""
+
+
 def coupling(result: dict[str, Any]) -> Iterator[Row]:
     milliseconds = result["ms_per_step"]
     for name, target in (("background", "at most +10%"), ("foreground", "")):
@@ -86,7 +101,7 @@ def gpu(result: dict[str, Any]) -> Iterator[Row]:
 
 ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "time_to_quality": time_to_quality, "time_to_quality_ot": time_to_quality, "step_overhead": step_overhead,
-    "divergence": divergence, "coupling": coupling, "two_dimensions": two_dimensions, "gpu": gpu,
+    "divergence": divergence, "log_prob": log_prob, "coupling": coupling, "two_dimensions": two_dimensions, "gpu": gpu,
 }  # fmt: skip
 
 

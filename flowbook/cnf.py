@@ -4,26 +4,33 @@ r"""Continuous normalizing flows (chapter 2): the density of what a velocity mak
           \quad\Longrightarrow\quad
           \log p_1(x_1) = \log p_0(x_0) - \int_0^1 \nabla\!\cdot v(x_t, t)\, dt
 
-along the flow of v (Chen et al. 2018, theorem 1). One call works for points, images, labels and diffusion models.
+along the flow of v (Chen et al. 2018, theorem 1). One call works for points, images, labels and diffusion models, and
+its mean over the data, with the sign turned, is a loss.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from flowbook import _validate
 from flowbook._model import Velocity, evaluating, model_calls
-from flowbook.data import grey_levels
-from flowbook.divergence import divergence, hutchinson, rademacher
-from flowbook.solvers import solve
+from flowbook.batch import unpack
+from flowbook.dequantization import bits_per_dim as bits_per_dim
+from flowbook.dequantization import dequantize as dequantize
+from flowbook.dequantization import discrete_log_prob as discrete_log_prob
+from flowbook.divergence import MODES, jacobian_terms, rademacher
+from flowbook.solvers import ADAPTIVE, FIXED, METHODS, solve
 
 TRACES = ("exact", "hutchinson")
+GRADIENTS = ("backprop", "recompute", "adjoint")
 
 
 class Density(Protocol):
@@ -49,7 +56,8 @@ class LogProb:
 def log_prob(
     velocity: Velocity, x1: Tensor, *, y: Tensor | None = None, trace: str = "exact", probes: int = 1,
     generator: torch.Generator | None = None, source: Density | None = None, method: str = "rk4",
-    steps: int | None = None, rtol: float = 1e-5, atol: float = 1e-5, differentiable: bool = False,
+    steps: int | None = None, rtol: float = 1e-5, atol: float = 1e-5, mode: str = "reverse",
+    differentiable: bool = False,
 ) -> LogProb:  # fmt: skip
     """The log-density of x1 under the flow of a velocity that starts in the source.
 
@@ -65,6 +73,7 @@ def log_prob(
         source: the density at t = 0; the standard normal when None.
         method, steps, rtol, atol: as in :func:`flowbook.solvers.solve`; a fixed-step method takes 50 steps when
             ``steps`` is None. With fixed steps a sample's value does not depend on the rest of its batch.
+        mode: of the derivative products, as in :func:`flowbook.divergence.divergence`.
         differentiable: keep the graph, to train on the result.
 
     Raises:
@@ -76,32 +85,12 @@ def log_prob(
         >>> torch.distributions.Normal(0.0, 2.0).log_prob(torch.zeros(1)) - result.log_prob < 1e-6
         tensor([True])
     """
-    _validate.one_of("trace", trace, TRACES)
-    _validate.positive_int("probes", probes)
-    _validate.float_tensor("x1", x1, min_dim=2)
-    if trace == "exact" and probes != 1:
-        raise ValueError(f"probes: the exact trace takes none; got {probes}, use trace='hutchinson'")
-    if steps is None and method in ("euler", "midpoint", "heun", "rk4"):
-        steps = 50
-    noise = rademacher(probes, like=x1, generator=generator) if trace == "hutchinson" else None
-    shape, dims = x1.shape, x1[0].numel()
-
-    def joint(state: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        x = state[:, :dims].reshape(shape)
-        if noise is None:
-            v, div = divergence(velocity, x, t, y=y, create_graph=differentiable)
-            traces = div[:, None]
-        else:
-            v, per_probe = hutchinson(velocity, x, t, y=y, noise=noise, create_graph=differentiable)
-            traces = per_probe.T
-        return torch.cat([v.flatten(1), traces], dim=1)
-
-    start = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), probes)], dim=1)
+    _check_trace(trace, probes, generator)
+    joint = _Joint(velocity, x1, y, trace=trace, probes=probes, generator=generator, mode=mode)
+    options = _solver_options(method, steps, rtol, atol)
     with evaluating(velocity):
-        solution = solve(
-            joint, start, 1.0, 0.0, y=y, method=method, steps=steps, rtol=rtol, atol=atol, differentiable=differentiable
-        )
-    latent, integrals = solution.x[:, :dims].reshape(shape), solution.x[:, dims:]
+        solution = solve(joint, joint.start, 1.0, 0.0, y=y, differentiable=differentiable, **options)
+    latent, integrals, _ = joint.split(solution.x)
     if trace == "exact":
         spread = torch.zeros_like(integrals[:, 0])
     else:
@@ -114,22 +103,265 @@ def log_prob(
     )
 
 
-def nll_loss(velocity: Velocity, x1: Tensor, *, y: Tensor | None = None, **options: Any) -> Tensor:
-    """The mean negative log-density in nats per dimension, to be minimised by backpropagation through the solver.
+class _Joint:
+    """The state and, beside it, what is integrated along its way: traces, and the two penalties if asked for."""
+
+    def __init__(
+        self, velocity: Velocity, x1: Tensor, y: Tensor | None, *, trace: str, probes: int,
+        generator: torch.Generator | None, mode: str, penalties: bool = False,
+    ):  # fmt: skip
+        _validate.float_tensor("x1", x1, min_dim=2)
+        _validate.one_of("mode", mode, MODES)
+        self.velocity, self.mode, self.penalties = velocity, mode, penalties
+        self.shape, self.dims, self.probes = x1.shape, x1[0].numel(), probes
+        self.noise = rademacher(probes, like=x1, generator=generator) if trace == "hutchinson" else None
+        self.start = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), probes + 2 * penalties)], dim=1)
+
+    def __call__(self, state: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        v, traces, norms = jacobian_terms(
+            self.velocity, state[:, : self.dims].reshape(self.shape), t, y, self.noise,
+            create_graph=torch.is_grad_enabled(), mode=self.mode, squares=self.penalties,
+        )  # fmt: skip
+        v = v.flatten(1)
+        parts = [v, traces.T]
+        if self.penalties:
+            parts += [v.square().sum(1, keepdim=True), norms.mean(0)[:, None]]
+        return torch.cat(parts, dim=1)
+
+    def split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The latent, the traces of each probe (B, P), and the penalties (B, 2), all as integrated from 1 to 0."""
+        return (
+            state[:, : self.dims].reshape(self.shape),
+            state[:, self.dims : self.dims + self.probes],
+            state[:, self.dims + self.probes :],
+        )
+
+
+# Training by maximum likelihood ---------------------------------------------------------------------------------------
+
+
+def nll_loss(
+    velocity: Velocity, x1: Tensor, *, y: Tensor | None = None, kinetic: float = 0.0, jacobian: float = 0.0,
+    gradient: str = "backprop", trace: str = "exact", probes: int = 1, generator: torch.Generator | None = None,
+    source: Density | None = None, method: str | None = None, steps: int | None = None, rtol: float = 1e-5,
+    atol: float = 1e-5, mode: str = "reverse",
+) -> Tensor:  # fmt: skip
+    r"""The mean negative log-density in nats per dimension, to be minimised, with RNODE's regularisers.
+
+    .. math:: L = -\frac{1}{D}\, \mathbb{E} \log p_1(x_1)
+              + \frac{\lambda_K}{D}\, \mathbb{E}\! \int_0^1 \|v(x_t, t)\|^2 dt
+              + \frac{\lambda_J}{D}\, \mathbb{E}\! \int_0^1 \Big\|\frac{\partial v}{\partial x}\Big\|_F^2 dt
+
+    (Grathwohl et al. 2019; Finlay et al. 2020). The regularisers straighten the flow, so that it needs fewer steps.
+    They are integrated along with the state, from what the trace has computed anyway.
 
     Args:
-        velocity, x1, y: as in :func:`log_prob`.
-        options: of :func:`log_prob`.
+        velocity, x1, y, trace, probes, generator, source, steps, rtol, atol, mode: as in :func:`log_prob`.
+        kinetic: the weight of the kinetic energy, lambda_K.
+        jacobian: the weight of the Jacobian's squared Frobenius norm, lambda_J; its estimate by the same probes when
+            the trace is estimated.
+        gradient: "backprop" goes back through the solver's steps and keeps all of their graph; "recompute" gives the
+            same gradients and keeps only the states, for one more evaluation each; "adjoint" keeps nothing and solves
+            backward in time for the gradient (Chen et al. 2018), which then has an error of its own. The last two take
+            the gradient by the parameters of a module.
+        method: as in :func:`log_prob`. By default "rk4", and for the adjoint, whose method must be adaptive, "dopri5".
 
     Returns:
-        A scalar (Grathwohl et al. 2019, equation 4).
+        A scalar.
+
+    Raises:
+        ValueError, TypeError: for arguments that do not fit, before the velocity is called.
 
     Example:
         >>> round(float(nll_loss(lambda x, t: torch.zeros_like(x), torch.zeros(4, 2), steps=2)), 3)
         0.919
     """
-    result = log_prob(velocity, x1, y=y, differentiable=True, **options)
-    return -result.log_prob.mean() / x1[0].numel()
+    _check_trace(trace, probes, generator)
+    _check_weights(kinetic, jacobian)
+    options = _solver_options(_training_method(gradient, method), steps, rtol, atol)
+    if gradient != "backprop" and not isinstance(velocity, nn.Module):
+        raise TypeError(
+            f"velocity: gradient={gradient!r} asks for a torch.nn.Module, whose parameters it can find; got "
+            f"{type(velocity).__name__}"
+        )
+    if gradient == "adjoint" and isinstance(velocity, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            "gradient: 'adjoint' evaluates the velocity in the backward pass, as often as its own share of the batch "
+            "needs, and processes that train together would wait for each other; expected 'backprop' or 'recompute'"
+        )
+    penalties = kinetic > 0 or jacobian > 0
+    joint = _Joint(velocity, x1, y, trace=trace, probes=probes, generator=generator, mode=mode, penalties=penalties)
+    if gradient == "adjoint":
+        state = _solve_adjoint(joint, y, options)
+    else:
+        field = joint if gradient == "backprop" else _recomputing(joint)
+        with evaluating(velocity):
+            state = solve(field, joint.start, 1.0, 0.0, y=y, differentiable=True, **options).x
+    latent, integrals, penalty = joint.split(state)
+    loss = -(_source_log_prob(source, latent) + integrals.mean(1)).mean()
+    if penalties:  # integrated from 1 to 0, they come out negative
+        loss = loss - kinetic * penalty[:, 0].mean() - jacobian * penalty[:, 1].mean()
+    return loss / joint.dims
+
+
+@dataclass(frozen=True)
+class MaximumLikelihood:
+    """:func:`nll_loss` with its options chosen, as the ``loss(velocity, batch)`` that ``fit`` asks for.
+
+    A batch is x1, (x1, y) or (x0, x1, y), whose x0 is not used. Probes and dequantisation are drawn with
+    :mod:`flowbook.keyed`, so a run that is resumed goes on bit for bit.
+
+    Example:
+        >>> loss = MaximumLikelihood(steps=2)
+        >>> round(float(loss(lambda x, t, y=None: torch.zeros_like(x), torch.zeros(4, 2))), 3)
+        0.919
+    """
+
+    trace: str = "exact"
+    probes: int = 1
+    method: str | None = None
+    steps: int | None = None
+    kinetic: float = 0.0
+    jacobian: float = 0.0
+    gradient: str = "backprop"
+    levels: int | None = None
+    """The number of grey levels of discrete data, which are then dequantised anew in each batch; None for others."""
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    mode: str = "reverse"
+
+    def __post_init__(self) -> None:
+        _check_trace(self.trace, self.probes, None)
+        _check_weights(self.kinetic, self.jacobian)
+        _solver_options(_training_method(self.gradient, self.method), self.steps, self.rtol, self.atol)
+        _validate.one_of("mode", self.mode, MODES)
+        if self.levels is not None:
+            _validate.positive_int("levels", self.levels, at_least=2)
+
+    def __call__(self, velocity: Velocity, batch: Any) -> Tensor:
+        _, x1, y = unpack(batch)
+        if self.levels is not None:
+            x1 = dequantize(x1, self.levels)
+        return nll_loss(
+            velocity, x1, y=y, kinetic=self.kinetic, jacobian=self.jacobian, gradient=self.gradient, trace=self.trace,
+            probes=self.probes, method=self.method, steps=self.steps, rtol=self.rtol, atol=self.atol, mode=self.mode,
+        )  # fmt: skip
+
+
+def _recomputing(joint: _Joint) -> Velocity:
+    parameters = _parameters(joint.velocity)
+    again = _as_now(joint.velocity, joint.start)
+
+    def field(state: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        def evaluate(state: Tensor) -> Tensor:
+            with again():
+                return joint(state, t, y)
+
+        return _Recomputed.apply(evaluate, state, *parameters)
+
+    return field
+
+
+class _Recomputed(torch.autograd.Function):
+    """A function of the state and of parameters that keeps no graph: the backward pass evaluates it again.
+
+    ``torch.utils.checkpoint`` would do so already in the forward pass, once for each derivative product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Any, state: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.function, ctx.parameters = function, parameters
+        ctx.save_for_backward(state)
+        return function(state)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (state,) = ctx.saved_tensors
+        with torch.enable_grad():
+            state = state.detach().requires_grad_()
+            value = ctx.function(state)
+            return None, *torch.autograd.grad(value, (state, *ctx.parameters), gradient, allow_unused=True)
+
+
+def _solve_adjoint(joint: _Joint, y: Tensor | None, options: dict[str, Any]) -> Tensor:
+    from torchdiffeq import odeint_adjoint
+
+    again = _as_now(joint.velocity, joint.start)
+    start = joint.start
+    _validate.float_tensor("x1", start, finite=True)
+    if y is not None:
+        _validate.labels("y", y, len(start))
+
+    def field(t: Tensor, state: Tensor) -> Tensor:
+        with again():
+            return joint(state, t.clamp(0.0, 1.0).to(state.dtype), y)
+
+    times = torch.tensor([1.0, 0.0], dtype=torch.float64, device=start.device)
+    try:
+        states = odeint_adjoint(
+            field, start, times, rtol=options["rtol"], atol=options["atol"], method=options["method"],
+            options={"step_t": times[1:]}, adjoint_options={"step_t": times[:1]},
+            adjoint_params=_parameters(joint.velocity),
+        )  # fmt: skip
+    except AssertionError as error:  # torchdiffeq's word for "the step went to 0" and "the state is not finite"
+        raise RuntimeError(
+            f"{options['method']} cannot go on: {error}. Loosen rtol and atol, or go back through a fixed-step method"
+        ) from error
+    return states[-1]
+
+
+def _parameters(velocity: Velocity) -> tuple[Tensor, ...]:
+    assert isinstance(velocity, nn.Module)  # nll_loss has seen to it
+    return tuple(parameter for parameter in velocity.parameters() if parameter.requires_grad)
+
+
+def _as_now(velocity: Velocity, x: Tensor) -> Any:
+    """A context for what runs in the backward pass: eval mode, and the autocast of the forward pass."""
+    device = x.device.type
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        with evaluating(velocity), torch.autocast(device, dtype=dtype, enabled=enabled):
+            yield
+
+    return context
+
+
+def _solver_options(method: str, steps: int | None, rtol: float, atol: float) -> dict[str, Any]:
+    """The arguments of ``solve``, 50 fixed steps being the default."""
+    _validate.one_of("method", method, METHODS)
+    if method in FIXED:
+        steps = 50 if steps is None else steps
+        _validate.positive_int("steps", steps)
+    elif steps is not None:
+        raise ValueError(f"steps: {method} chooses its own steps by rtol and atol; got steps={steps}")
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        _validate.number(name, tolerance, 0, 1, low_open=True)
+    return {"method": method, "steps": steps, "rtol": rtol, "atol": atol}
+
+
+def _training_method(gradient: str, method: str | None) -> str:
+    _validate.one_of("gradient", gradient, GRADIENTS)
+    if method is None:
+        return "dopri5" if gradient == "adjoint" else "rk4"
+    if gradient == "adjoint" and method not in ADAPTIVE:
+        raise ValueError(f"method: the adjoint takes an adaptive one, {', '.join(ADAPTIVE)}; got {method!r}")
+    return method
+
+
+def _check_trace(trace: str, probes: int, generator: torch.Generator | None) -> None:
+    _validate.one_of("trace", trace, TRACES)
+    _validate.positive_int("probes", probes)
+    _validate.generator(generator)
+    if trace == "exact" and probes != 1:
+        raise ValueError(f"probes: the exact trace takes none; got {probes}, use trace='hutchinson'")
+
+
+def _check_weights(kinetic: float, jacobian: float) -> None:
+    for name, weight in (("kinetic", kinetic), ("jacobian", jacobian)):
+        _validate.number(name, weight, 0, math.inf, high_open=True)
 
 
 def _source_log_prob(source: Density | None, x: Tensor) -> Tensor:
@@ -137,72 +369,3 @@ def _source_log_prob(source: Density | None, x: Tensor) -> Tensor:
         return source.log_prob(x)
     flat = x.flatten(1)
     return -0.5 * (flat.square().sum(1) + flat.shape[1] * math.log(2 * math.pi))
-
-
-# Discrete data --------------------------------------------------------------------------------------------------------
-
-
-def dequantize(x1: Tensor, levels: int = 256, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform dequantisation: each grey level becomes a random value in its own bin of [-1, 1] (Theis et al. 2016).
-
-    Level k of ``levels`` fills the bin from ``2 k / levels - 1`` to ``2 (k + 1) / levels - 1``.
-
-    Args:
-        x1: discrete data, ``levels`` equidistant values from -1 to 1, shape (B, ...).
-        levels: number of grey levels: 256 for most images, 17 for the digits.
-        generator: of the noise.
-
-    Example:
-        >>> dequantize(torch.tensor([[-1.0, 1.0]]), levels=2).abs().max() <= 1
-        tensor(True)
-    """
-    k = grey_levels(x1, levels)
-    noise = torch.rand(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
-    return 2 * (k + noise) / levels - 1
-
-
-def bits_per_dim(log_prob: Tensor, dims: int, levels: int = 256) -> Tensor:
-    """Bits per dimension of discrete data from the log-density of dequantised data in [-1, 1].
-
-    A bin is 2 / levels wide, so ``-log2 P = -log2 p - D log2(2 / levels)``: the offset is 7 bits for 256 levels (8 if
-    the density were of data in [0, 1]).
-
-    Args:
-        log_prob: nats, any shape.
-        dims: D.
-        levels: as in :func:`dequantize`.
-
-    Example:
-        >>> uniform = torch.tensor([-3.0 * math.log(2.0)])  # three dimensions, each uniform on [-1, 1]
-        >>> bits_per_dim(uniform, dims=3)
-        tensor([8.])
-    """
-    _validate.positive_int("dims", dims)
-    _validate.positive_int("levels", levels, at_least=2)
-    return -log_prob / (dims * math.log(2.0)) + math.log2(levels / 2)
-
-
-def discrete_log_prob(
-    density: Callable[[Tensor], Tensor], x1: Tensor, levels: int = 256, draws: int = 1,
-    generator: torch.Generator | None = None,
-) -> Tensor:  # fmt: skip
-    """The log-probability of discrete data from a density of dequantised data, in nats, shape (B,).
-
-    With one draw its mean is a lower bound; more draws are averaged as probabilities and close the gap (the importance-
-    weighted bound; Burda et al. 2016, equation 8).
-
-    Args:
-        density: ``x -> log p(x)``, shape (B,): for example ``lambda x: log_prob(velocity, x).log_prob``.
-        x1: discrete data, as in :func:`dequantize`.
-        levels: number of grey levels.
-        draws: dequantisations of each sample.
-        generator: of the noise.
-
-    Example:
-        >>> uniform = lambda x: torch.full((len(x),), -2 * math.log(2.0))  # two dimensions
-        >>> discrete_log_prob(uniform, torch.ones(1, 2), levels=16) / math.log(2.0)
-        tensor([-8.])
-    """
-    _validate.positive_int("draws", draws)
-    logs = torch.stack([density(dequantize(x1, levels, generator)) for _ in range(draws)])
-    return torch.logsumexp(logs, 0) - math.log(draws) + x1[0].numel() * math.log(2 / levels)

@@ -5,18 +5,26 @@ r"""The divergence of a velocity: the trace of its Jacobian, exactly or by Hutch
           = \mathbb{E}\big[\epsilon^\top \tfrac{\partial v}{\partial x}\, \epsilon\big],
           \qquad \mathbb{E}[\epsilon\epsilon^\top] = I
 
-Exactly it costs D derivative products, with D the number of dimensions; each probe of the estimate costs one.
+Exactly it costs D derivative products, with D the number of dimensions; each probe of the estimate costs one. A product
+is taken from the left, by a backward pass (reverse mode), or from the right, beside the velocity itself (forward mode).
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
-from flowbook import _validate
+from flowbook import _validate, keyed
 from flowbook._model import Velocity, call
 
+MODES = ("reverse", "forward")
 LOOP_UP_TO = 8
 """Up to this many dimensions a plain loop of backward passes beats a batched one."""
 CHUNK_ELEMENTS = 2**18
@@ -35,6 +43,7 @@ def divergence(
     method: str = "exact",
     noise: Tensor | None = None,
     create_graph: bool = False,
+    mode: str = "reverse",
 ) -> tuple[Tensor, Tensor]:
     """The velocity and its divergence at (x, t).
 
@@ -49,15 +58,21 @@ def divergence(
         noise: the probes of "hutchinson", shape (P, B, ...): see :func:`rademacher`. Draw them once for a whole solve;
             fresh ones at every call make the field random, and an adaptive solver will not get through it.
         create_graph: keep the graph, to differentiate the result.
+        mode: "reverse" calls the velocity once and goes backward through it for each product; "forward" carries the
+            products along (``torch.func.jvp`` under ``vmap``) and calls the velocity once for each chunk of them.
+            ``torch.compile(fullgraph=True)`` takes both. On one CPU core reverse mode is 1.4 to 1.8 times faster for
+            multilayer perceptrons in 2 and 64 dimensions and 1.1 times for a U-Net on 8 x 8 images; for the gradients
+            of a divergence the two take the same time, and for the U-Net forward mode is 1.7 times faster.
 
     Returns:
         v, shape (B, ...), and its divergence, shape (B,): with "hutchinson" the mean over the probes. Detached unless
         ``create_graph``.
 
     Raises:
-        ValueError: for an unknown method, or noise that is missing, superfluous or of the wrong shape.
+        ValueError: for an unknown method or mode, or noise that is missing, superfluous or of the wrong shape.
         RuntimeError: in ``torch.inference_mode()``, and for a velocity whose values change with x while no gradient
-            leads back to x (``torch.no_grad()`` or ``detach`` inside it): its divergence would come out as 0.
+            leads back to x (``torch.no_grad()`` or ``detach`` inside it): its divergence would come out as 0. Forward
+            mode is right under ``torch.no_grad()``, and notices ``detach`` on the CPU only.
 
     Example:
         >>> v, div = divergence(lambda x, t: x * torch.tensor([1.0, 3.0]), torch.ones(1, 2), 0.5)
@@ -65,20 +80,14 @@ def divergence(
         tensor([4.])
     """
     _validate.one_of("method", method, ("exact", "hutchinson"))
-    _check(x, t, y)
     if method == "hutchinson":
-        per_probe = hutchinson(velocity, x, t, y=y, noise=noise, create_graph=create_graph)
-        return per_probe[0], per_probe[1].mean(0)
+        v, estimates = hutchinson(velocity, x, t, y=y, noise=noise, create_graph=create_graph, mode=mode)
+        return v, estimates.mean(0)
     if noise is not None:
         raise ValueError("noise: the exact divergence takes none; use method='hutchinson'")
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        x = _leaf(x, create_graph)
-        v = _evaluate(velocity, x, t, y)
-        div = _exact(v, x, create_graph) if v.requires_grad else None
-        if div is None:
-            _check_constant(velocity, v, x, t, y)
-            div = v.new_zeros(len(x))
-    return (v, div) if create_graph else (v.detach(), div.detach())
+    _check(x, t, y, mode)
+    v, traces, _ = jacobian_terms(velocity, x, t, y, create_graph=create_graph, mode=mode)
+    return v, traces[0]
 
 
 def hutchinson(
@@ -89,6 +98,7 @@ def hutchinson(
     y: Tensor | None = None,
     noise: Tensor | None = None,
     create_graph: bool = False,
+    mode: str = "reverse",
 ) -> tuple[Tensor, Tensor]:
     """The velocity, and one estimate of its divergence for each probe, shape (P, B) (Hutchinson 1990).
 
@@ -100,7 +110,7 @@ def hutchinson(
         >>> estimates.shape, float(estimates.min()), float(estimates.max())
         (torch.Size([4, 2]), 6.0, 6.0)
     """
-    _check(x, t, y)
+    _check(x, t, y, mode)
     if noise is None:
         raise ValueError("noise: hutchinson needs probes, for example rademacher(1, like=x), drawn once for a solve")
     _validate.float_tensor("noise", noise)
@@ -108,19 +118,70 @@ def hutchinson(
         raise TypeError(f"noise: expected the dtype of x, {x.dtype}; got {noise.dtype}")
     if noise.dim() != x.dim() + 1 or noise.shape[1:] != x.shape:
         raise ValueError(f"noise: expected shape (P, {', '.join(map(str, x.shape))}); got {tuple(noise.shape)}")
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        x = _leaf(x, create_graph)
-        v = _evaluate(velocity, x, t, y)
-        products = _vector_jacobian(v, x, noise, create_graph) if v.requires_grad else None
-        if products is None:
+    v, estimates, _ = jacobian_terms(velocity, x, t, y, noise, create_graph=create_graph, mode=mode)
+    return v, estimates
+
+
+def jacobian_terms(
+    velocity: Velocity,
+    x: Tensor,
+    t: Tensor | float,
+    y: Tensor | None = None,
+    noise: Tensor | None = None,
+    *,
+    create_graph: bool = False,
+    mode: str = "reverse",
+    squares: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The velocity, the trace of its Jacobian and, from the same products, the square of the Jacobian's Frobenius norm.
+
+    What a solver asks for at every evaluation: the arguments are those of :func:`divergence` and are not looked at
+    again.
+
+    Args:
+        velocity, x, t, y, create_graph, mode: as in :func:`divergence`.
+        noise: probes, shape (P, B, ...); None takes all D products.
+        squares: also the squared norms; otherwise they are 0.
+
+    Returns:
+        v, shape (B, ...); the traces and the squared norms, both of shape (1, B) from all products, and (P, B), an
+        estimate for each probe, from probes.
+
+    Example:
+        >>> v, traces, norms = jacobian_terms(lambda x, t: 3 * x, torch.ones(1, 2), 0.5, squares=True)
+        >>> traces, norms
+        (tensor([[6.]]), tensor([[18.]]))
+    """
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        raise RuntimeError("divergence: torch.inference_mode() allows no derivatives; use torch.no_grad() instead")
+    batch, dim = len(x), x.shape[1:].numel()
+    traces = norms = x.new_zeros(1 if noise is None else len(noise), batch)
+    found = False
+    # The fused attention kernels have no forward-mode and no second derivatives; plain matrix products do.
+    with torch.set_grad_enabled(create_graph or mode == "reverse"), sdpa_kernel(SDPBackend.MATH):
+        multiply = (_backward if mode == "reverse" else _forward)(velocity, x, t, y, create_graph)
+        for start, vectors in _basis(x, mode) if noise is None else [(0, noise)]:
+            v, products = multiply(vectors)
+            if products is None:
+                break
+            found = found or mode == "reverse" or not _validate.values_are_readable(v) or bool(products.any())
+            products = products.reshape(len(vectors), batch, dim)
+            if noise is None:
+                diagonal = products[:, :, start : start + len(vectors)].diagonal(dim1=0, dim2=2)
+                traces = traces + diagonal.sum(1)
+            else:
+                traces = (products * noise.reshape(products.shape)).sum(2)
+            if squares:
+                norms = norms + products.square().sum((0, 2) if noise is None else 2)
+        if not found:
             _check_constant(velocity, v, x, t, y)
-            products = torch.zeros_like(noise)
-        estimates = (products * noise).flatten(2).sum(2)
-    return (v, estimates) if create_graph else (v.detach(), estimates.detach())
+    return (v, traces, norms) if create_graph else (v.detach(), traces.detach(), norms.detach())
 
 
 def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Signs +1 and -1 with equal probability, shape (probes, \\*like.shape): Hutchinson's noise of least variance.
+
+    Without a generator they are drawn with :mod:`flowbook.keyed`: inside ``fit`` they belong to the sample.
 
     Example:
         >>> rademacher(2, like=torch.zeros(3, 4)).abs().sum()
@@ -129,51 +190,95 @@ def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = No
     _validate.positive_int("probes", probes)
     _validate.float_tensor("like", like, min_dim=1)
     _validate.generator(generator)
-    device = like.device if generator is None else generator.device
-    bits = torch.randint(2, (probes, *like.shape), generator=generator, device=device)
+    if generator is None:
+        normal = torch.stack([keyed.randn_like(like) for _ in range(probes)])
+        return torch.where(normal < 0, -1.0, 1.0).to(like)
+    bits = torch.randint(2, (probes, *like.shape), generator=generator, device=generator.device)
     return (2 * bits - 1).to(like)
 
 
-def _exact(v: Tensor, x: Tensor, create_graph: bool) -> Tensor | None:
-    """The trace, or None when no gradient leads from v back to x."""
+Multiply = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""Vectors (P, B, ...) to the velocity (B, ...) and their products with its Jacobian, (P, B, ...)."""
+
+
+def _backward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None, create_graph: bool) -> Multiply:
+    """Products from the left, one backward pass each; None when no gradient leads from the velocity to x."""
+    if torch.compiler.is_compiling():  # which takes no autograd.grad
+        value, pull = torch.func.vjp(lambda x: _evaluate(velocity, x, t, y), x if create_graph else x.detach())[:2]
+        return lambda vectors: (value, torch.vmap(pull)(vectors)[0])
+    x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
+    v = _evaluate(velocity, x, t, y)
+
+    def multiply(vectors: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not v.requires_grad:
+            return v, None
+        single = len(vectors) == 1
+        (products,) = torch.autograd.grad(
+            v, x, vectors[0] if single else vectors, retain_graph=True, create_graph=create_graph, allow_unused=True,
+            is_grads_batched=not single,
+        )  # fmt: skip
+        return v, products[None] if single and products is not None else products
+
+    return multiply
+
+
+def _forward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None, create_graph: bool) -> Multiply:
+    """Products from the right, carried along with the velocity's own evaluation."""
+    x = x if create_graph else x.detach()
+
+    def evaluate(x: Tensor) -> Tensor:
+        with _ComposedNorms() if torch.compiler.is_compiling() else contextlib.nullcontext():
+            return _evaluate(velocity, x, t, y)
+
+    def push(vector: Tensor) -> Any:
+        return torch.func.jvp(evaluate, (x,), (vector,))
+
+    # The velocity does not depend on the vector, so vmap evaluates it once. Dropout would be the same for all products.
+    return torch.vmap(push, out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
+
+
+class _ComposedNorms(TorchFunctionMode):
+    """Group and layer norm as sums and products: torch.compile cannot take the forward derivative of torch's own."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        ours = {F.group_norm: _group_norm, F.layer_norm: _layer_norm}
+        return ours.get(func, func)(*args, **(kwargs or {}))
+
+
+def _group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    h = _standardised(x.reshape(len(x), num_groups, -1), (2,), eps).reshape(x.shape)
+    per_channel = (-1,) + (1,) * (x.dim() - 2)
+    h = h if weight is None else h * weight.reshape(per_channel)
+    return h if bias is None else h + bias.reshape(per_channel)
+
+
+def _layer_norm(
+    x: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    h = _standardised(x, tuple(range(-len(normalized_shape), 0)), eps)
+    h = h if weight is None else h * weight
+    return h if bias is None else h + bias
+
+
+def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
+
+
+def _basis(x: Tensor, mode: str) -> Iterator[tuple[int, Tensor]]:
+    """The unit vectors in chunks (P, B, ...) of bounded size, each with the number of its first one."""
     batch, dim = len(x), x.shape[1:].numel()
-    columns = v.reshape(batch, dim)
-    if dim <= LOOP_UP_TO:
-        # Sample n's velocity depends on x[n] alone, so the gradient of a sum over the batch holds every sample's row.
-        total = x.new_zeros(batch)
-        for i in range(dim):
-            (row,) = torch.autograd.grad(
-                columns[:, i].sum(), x, retain_graph=True, create_graph=create_graph, allow_unused=True
-            )
-            if row is None:
-                return None
-            total = total + row.reshape(batch, dim)[:, i]
-        return total
     elements = CHUNK_ELEMENTS * (1 if x.device.type == "cpu" else GPU_CHUNKS)
     chunk = max(1, min(dim, elements // max(1, batch * dim)))
-    total = x.new_zeros(batch)
+    if mode == "reverse" and dim <= LOOP_UP_TO:
+        chunk = 1
     for start in range(0, dim, chunk):
         index = torch.arange(start, min(start + chunk, dim), device=x.device)
-        basis = torch.nn.functional.one_hot(index, dim).to(x)[:, None].expand(-1, batch, -1)
-        products = _vector_jacobian(v, x, basis.reshape(len(index), *x.shape), create_graph)
-        if products is None:
-            return None
-        rows = products.reshape(len(index), batch, dim)
-        total = total + rows.gather(2, index[:, None, None].expand(-1, batch, 1)).sum((0, 2))
-    return total
-
-
-def _vector_jacobian(v: Tensor, x: Tensor, vectors: Tensor, create_graph: bool) -> Tensor | None:
-    """vectors (P, B, ...) times the Jacobian of v at x, shape (P, B, ...); None when no gradient leads back to x."""
-    if len(vectors) == 1:
-        (product,) = torch.autograd.grad(
-            v, x, vectors[0], retain_graph=True, create_graph=create_graph, allow_unused=True
-        )
-        return None if product is None else product[None]
-    (products,) = torch.autograd.grad(
-        v, x, vectors, retain_graph=True, create_graph=create_graph, allow_unused=True, is_grads_batched=True
-    )
-    return products
+        vectors = F.one_hot(index, dim).to(x)[:, None].expand(-1, batch, -1)
+        yield start, vectors.reshape(len(index), *x.shape)
 
 
 def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float, y: Tensor | None) -> None:
@@ -189,17 +294,12 @@ def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float,
         )
 
 
-def _check(x: Tensor, t: Tensor | float, y: Tensor | None) -> None:
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-        raise RuntimeError("divergence: torch.inference_mode() allows no derivatives; use torch.no_grad() instead")
+def _check(x: Tensor, t: Tensor | float, y: Tensor | None, mode: str) -> None:
+    _validate.one_of("mode", mode, MODES)
     _validate.float_tensor("x", x, min_dim=1)
     _validate.time("t", t, len(x))
     if y is not None:
         _validate.labels("y", y, len(x))
-
-
-def _leaf(x: Tensor, create_graph: bool) -> Tensor:
-    return x if create_graph and x.requires_grad else x.detach().requires_grad_()
 
 
 def _evaluate(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None) -> Tensor:

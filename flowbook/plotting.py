@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowbook import _validate
 from flowbook.data import to_unit_interval
 
 # Okabe and Ito's palette, which stays distinct for the colour-blind.
@@ -202,6 +203,43 @@ def _axes(ax: Any) -> Any:
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(3.6, 3.6))[1]
+
+
+def animation(figure: Any, draw: Callable[[int], Any], frames: int, seconds: float = 4.0, hold: float = 1.0) -> Any:
+    """An endless GIF: ``draw(n)`` prepares the figure for frame n, and the last frame stays a little longer.
+
+    Args:
+        figure: the figure that ``draw`` changes; it is closed, so that it is not shown a second time.
+        draw: called with 0 to frames - 1.
+        frames: their number.
+        seconds: how long one round takes.
+        hold: how much longer the last frame stays, in seconds.
+
+    Example:
+        >>> figure, ax = panels(1)
+        >>> animation(figure, lambda n: ax.set_title(str(n)), frames=2).format
+        'gif'
+    """
+    import io
+
+    import matplotlib.pyplot as plt
+    from IPython.display import Image
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image as Picture
+
+    _validate.positive_int("frames", frames)
+    canvas: Any = FigureCanvasAgg(figure)
+    pictures = []
+    for n in range(frames):
+        draw(n)
+        canvas.draw()
+        picture = Picture.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
+        pictures.append(picture.quantize(48, dither=Picture.Dither.NONE))
+    plt.close(figure)
+    times = [round(1000 * seconds / frames)] * (frames - 1) + [round(1000 * (seconds / frames + hold))]
+    stored = io.BytesIO()
+    pictures[0].save(stored, "GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0, optimize=True)
+    return Image(data=stored.getvalue(), format="gif")
 
 
 def source(*functions: Callable[..., Any]) -> Any:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import weakref
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers import normal, randomised, seeded
 from torch import Tensor, nn
 
-from flowbook import cnf, models, solvers
+from flowbook import cnf, data, keyed, models, solvers
 from flowbook.analytic import GaussianMixture
+from flowbook.dequantization import Dequantized
+from flowbook.divergence import divergence, rademacher
+from flowbook.flow_matching import FlowMatching
 from flowbook.paths import LinearPath, VPPath
+from flowbook.training import TrainConfig, fit, recipes
 
 F64 = torch.float64
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 class Linear(nn.Module):
@@ -108,36 +112,293 @@ def test_probes_are_averaged_drawn_once_and_their_spread_is_the_standard_error()
     assert torch.equal(again.log_prob, result.log_prob)
 
 
+# Traps ----------------------------------------------------------------------------------------------------------------
+# Each is the mistake beside the right way, with the size of the damage.
+
+MIXTURE = GaussianMixture([[-2.0, 0.0], [2.0, 1.0]], [0.7, 0.5], [0.3, 0.7])
+
+
+def mixture_errors(count: int = 2000, **options: Any) -> Tensor:
+    x1 = MIXTURE.sample(count, seeded()).double()
+    return cnf.log_prob(MIXTURE.as_velocity(LinearPath()), x1, **options).log_prob - MIXTURE.log_prob(x1)
+
+
 def test_the_trap_of_one_probe_reported_as_if_exact() -> None:
-    """One probe for a linear field: the error's variance is that of the estimator, and its size is not known."""
-    velocity, x1 = Linear(12, scale=1.0, seed=3), normal(4000, 12)
-    symmetric = 0.5 * (velocity.matrix + velocity.matrix.T).detach()
-    formula = math.sqrt(2 * float((symmetric - torch.diag(symmetric.diag())).square().sum()))
-    result = cnf.log_prob(
-        velocity, x1, trace="hutchinson", probes=1, steps=4, generator=torch.Generator().manual_seed(0)
-    )
-    exact = cnf.log_prob(velocity, x1, steps=4)
-    assert float((result.log_prob - exact.log_prob).std()) == pytest.approx(formula, rel=0.05)
-    assert bool(result.std_err.isnan().all())
+    """One probe, a random linear field in 12 dimensions (entries of variance 1/12): the error has std 3.5."""
+    spreads = []
+    for seed in range(20):
+        matrix = normal(12, 12, seed=seed) / math.sqrt(12)
+        symmetric = 0.5 * (matrix + matrix.T)
+        formula = math.sqrt(2 * float((symmetric - torch.diag(symmetric.diag())).square().sum()))
+        x1 = normal(2000, 12)
+        # The divergence is constant along a linear flow: one step has no error in it, and all the error is the probe's.
+        result = cnf.log_prob(lambda x, t, m=matrix: x @ m.T, x1, trace="hutchinson", steps=1, generator=seeded(seed))
+        exact = cnf.log_prob(lambda x, t, m=matrix: x @ m.T, x1, steps=1)
+        error = result.log_prob - exact.log_prob
+        assert float(error.std()) == pytest.approx(formula, rel=0.1)
+        assert bool(result.std_err.isnan().all())  # one probe does not know its own error, and says so
+        spreads.append(float(error.std()))
+    assert min(spreads) < 3.55 < max(spreads) and 3.0 < sum(spreads) / 20 < 3.7
 
 
-def test_the_trap_of_one_euler_step_and_of_the_wrong_sign() -> None:
-    mixture = GaussianMixture([[0.0, 0.0]], 0.2)
-    velocity, x1 = mixture.as_velocity(LinearPath()), 0.2 * normal(100, 2)
-    truth = mixture.log_prob(x1)
-    one = (cnf.log_prob(velocity, x1, method="euler", steps=1).log_prob - truth).abs().mean()
-    fifty = (cnf.log_prob(velocity, x1, method="rk4", steps=50).log_prob - truth).abs().mean()
-    assert float(one) > 1.0 and float(fifty) < 1e-4
-    linear = Linear(3)
-    right = cnf.log_prob(linear, normal(4, 3)).log_prob
+def test_the_trap_of_probes_summed_instead_of_averaged() -> None:
+    velocity, x1, probes = Linear(3), normal(5, 3), 4
+    joint = cnf.log_prob(velocity, x1, trace="hutchinson", probes=probes, steps=4, generator=seeded())
+    noise = rademacher(probes, like=x1, generator=seeded())
+    per_probe = torch.einsum("pbi,ij,pbj->pb", noise, velocity.matrix.detach(), noise)  # constant in time
+    prior = -0.5 * (joint.latent.square().sum(1) + 3 * math.log(2 * math.pi))
+    torch.testing.assert_close(joint.log_prob, prior - per_probe.mean(0), rtol=0, atol=1e-10)
+    summed = prior - per_probe.sum(0)
+    torch.testing.assert_close(summed - prior, probes * (joint.log_prob - prior), rtol=1e-8, atol=1e-8)
+
+
+def evaluations(velocity: Any, x1: Tensor, redraw: bool, tolerance: float, limit: int = 3000) -> int | None:
+    """Evaluations of an adaptive solve with one probe, kept or drawn anew each time; None beyond the limit."""
+    generator, count = seeded(), 0
+    kept = rademacher(1, like=x1, generator=generator)
+
+    def joint(state: Tensor, t: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        if count > limit:
+            raise OverflowError
+        noise = rademacher(1, like=x1, generator=generator) if redraw else kept
+        v, div = divergence(velocity, state[:, :-1], t, method="hutchinson", noise=noise)
+        return torch.cat([v, div[:, None]], dim=1)
+
+    start = torch.cat([x1, x1.new_zeros(len(x1), 1)], dim=1)
+    try:
+        return solvers.solve(joint, start, 1.0, 0.0, rtol=tolerance, atol=tolerance).nfe
+    except (OverflowError, RuntimeError):
+        return None
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_the_trap_of_probes_redrawn_inside_an_adaptive_solve(scale: float) -> None:
+    matrix, x1 = scale * normal(12, 12, seed=3), normal(8, 12)
+    kept, redrawn = (evaluations(lambda x, t: x @ matrix.T, x1, redraw, 1e-3) for redraw in (False, True))
+    assert kept is not None and 14 <= kept <= 26
+    assert redrawn is not None and 446 <= redrawn <= 1208 and redrawn > 20 * kept
+    assert evaluations(lambda x, t: x @ matrix.T, x1, True, 1e-5) is None
+
+
+def test_the_trap_of_one_euler_step() -> None:
+    assert float(mixture_errors(method="euler", steps=1).abs().mean()) == pytest.approx(1.61, rel=0.2)
+    assert float(mixture_errors(method="rk4", steps=50).abs().mean()) < 3e-5
+
+
+def test_the_trap_of_the_sign_when_integrating_backward() -> None:
+    linear, x1 = Linear(3), normal(4, 3)
+    result = cnf.log_prob(linear, x1)
     trace = float(linear.matrix.detach().trace())
-    result = cnf.log_prob(linear, normal(4, 3))
     prior = -0.5 * (result.latent.square().sum(1) + 3 * math.log(2 * math.pi))
-    wrong = prior + trace  # the sign of the forward integral, on a backward one
-    torch.testing.assert_close(wrong - right, torch.full((4,), 2 * trace, dtype=F64), rtol=1e-9, atol=1e-9)
+    wrong = prior + trace  # the integral over [0, 1] with the sign of one from 1 to 0
+    torch.testing.assert_close(wrong - result.log_prob, torch.full((4,), 2 * trace, dtype=F64), rtol=1e-9, atol=1e-9)
 
 
-# Training, labels, sources --------------------------------------------------------------------------------------------
+def test_the_trap_of_a_tolerance_that_only_the_mean_meets() -> None:
+    loose = mixture_errors(8000, method="dopri5", rtol=1e-3, atol=1e-3)
+    tight = mixture_errors(8000, method="dopri5", rtol=1e-5, atol=1e-5)
+    assert float(loose.mean()) == pytest.approx(-0.0015, abs=3e-4)
+    assert float(loose.abs().max()) > 200 * abs(float(loose.mean()))  # single points are off by half a nat and more
+    assert float(tight.abs().max()) < 0.02
+
+
+def test_the_trap_of_steps_shared_by_a_batch() -> None:
+    velocity, x1 = MIXTURE.as_velocity(LinearPath()), MIXTURE.sample(512, seeded()).double()
+
+    def apart(**options: Any) -> float:
+        alone, among = (cnf.log_prob(velocity, x, **options).log_prob[:8] for x in (x1[:8], x1))
+        return float((alone - among).abs().max())
+
+    assert apart(method="dopri5", rtol=1e-2, atol=1e-2) > 0.05
+    assert apart(method="rk4", steps=20) < 1e-12
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = (nn.Linear(3, 128), nn.SiLU(), nn.Dropout(0.1), nn.Linear(128, 128), nn.SiLU(), nn.Dropout(0.1))
+        self.layers = nn.Sequential(*layers, nn.Linear(128, 2)).double()
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.layers(torch.cat([x, t.expand(len(x), 1)], dim=1))
+
+
+def test_the_trap_of_dropout_left_on_in_an_adaptive_solve() -> None:
+    network, x1 = Dropping().train(), normal(64, 2)
+    options = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
+    right = cnf.log_prob(network, x1, **options)
+    torch.manual_seed(1)
+    wrong = cnf.log_prob(lambda x, t: network(x, t), x1, **options)  # a lambda hides the module from eval mode
+    assert right.nfe <= 26 and wrong.nfe > 500 and network.training
+
+
+class Contracting(nn.Module):
+    """v = k (x + a tanh x): solved from 1 to 0 it draws everything together, and backward in time tears it apart."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor([rate, 0.5], dtype=F64))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.weights[0] * (x + self.weights[1] * torch.tanh(x))
+
+
+def gradient(network: nn.Module, x1: Tensor, **options: Any) -> Tensor:
+    network.zero_grad()
+    cnf.nll_loss(network, x1, **options).backward()
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def test_the_trap_of_the_adjoint_on_a_contracting_field() -> None:
+    network, x1, loose = Contracting(20.0), normal(32, 2), {"rtol": 1e-3, "atol": 1e-3}
+    truth = gradient(network, x1, steps=300)
+    assert distance(gradient(network, x1, gradient="adjoint", **loose), truth) > 0.5
+    assert distance(gradient(network, x1, method="dopri5", **loose), truth) < 0.01
+
+
+def test_the_trap_of_a_diagonal_that_is_a_column() -> None:
+    """Every D-th number of a flattened D x D matrix is its first column; the diagonal is every (D + 1)-th."""
+    for matrix in (torch.diag(torch.tensor([1.0, 3.0, 9.0], dtype=F64)), normal(3, 3)):
+        x1 = normal(2, 3)
+        flat = torch.autograd.functional.jacobian(lambda x, m=matrix: m @ x, x1[0]).flatten()
+        trace = divergence(lambda x, t, m=matrix: x @ m.T, x1, 0.5)[1][0]
+        torch.testing.assert_close(flat[:: 3 + 1].sum(), trace)
+        torch.testing.assert_close(flat[::3].sum(), matrix[:, 0].sum())
+        assert abs(float(flat[::3].sum() - trace)) > 0.5
+
+
+def test_the_trap_of_discrete_data_scored_without_dequantisation() -> None:
+    """A density may grow without bound on grey levels: fewer bits than none, and no probability."""
+    x1 = torch.tensor([[-1.0], [1.0]], dtype=F64)
+    narrow = GaussianMixture([[-1.0], [1.0]], 1e-3)
+    assert float(cnf.bits_per_dim(narrow.log_prob(x1), dims=1, levels=2).max()) < 0
+    honest = cnf.discrete_log_prob(narrow.log_prob, x1, levels=2, draws=200, generator=seeded())
+    assert bool((honest < 0).all())
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def smooth_field() -> models.MLP:
+    return randomised(models.MLP(2, hidden=16).double(), scale=0.3)  # type: ignore[return-value]
+
+
+TERMS = {
+    "likelihood": {},
+    "RNODE": {"kinetic": 0.3, "jacobian": 0.2},
+    "RNODE, one probe": {"kinetic": 0.3, "jacobian": 0.2, "trace": "hutchinson"},
+}  # fmt: skip
+terms = pytest.mark.parametrize("options", TERMS.values(), ids=TERMS)
+
+
+def drawn(options: dict[str, Any]) -> dict[str, Any]:
+    """The same probes in every call."""
+    return {**options, "generator": seeded()} if "trace" in options else options
+
+
+class Saved:
+    """A tensor that a graph keeps; gone when the graph is."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@terms
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_recomputation_changes_no_gradient_and_needs_less_memory(options: dict[str, Any], mode: str) -> None:
+    network, x1 = smooth_field(), normal(20, 2)
+    kept, gradients = {}, {}
+    for way in ("backprop", "recompute"):
+        stored: weakref.WeakSet[Saved] = weakref.WeakSet()
+
+        def pack(tensor: Tensor, stored: weakref.WeakSet[Saved] = stored) -> Saved:
+            saved = Saved(tensor)
+            stored.add(saved)
+            return saved
+
+        network.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+            loss = cnf.nll_loss(network, x1, steps=10, gradient=way, mode=mode, **drawn(options))
+        kept[way] = sum(saved.tensor.numel() for saved in stored)  # what waits for the backward pass
+        loss.backward()
+        gradients[way] = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradients["recompute"], gradients["backprop"], rtol=1e-12, atol=1e-13)
+    assert kept["recompute"] < 0.1 * kept["backprop"]
+
+
+@terms
+def test_the_adjoint_has_the_gradient_of_backpropagation_on_a_smooth_field(options: dict[str, Any]) -> None:
+    network, x1 = smooth_field(), normal(20, 2)
+    truth = gradient(network, x1, steps=40, **drawn(options))
+    for tolerance in (1e-5, 1e-6):
+        adjoint = gradient(network, x1, gradient="adjoint", rtol=tolerance, atol=tolerance, **drawn(options))
+        assert distance(adjoint, truth) < 1e-3
+
+
+def test_the_adjoint_is_refused_where_processes_would_wait_for_each_other(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        shared = nn.parallel.DistributedDataParallel(smooth_field())
+        with pytest.raises(ValueError, match="gradient: 'adjoint' evaluates the velocity in the backward pass"):
+            cnf.nll_loss(shared, normal(4, 2), gradient="adjoint")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("way", ["recompute", "adjoint"])
+def test_what_runs_in_the_backward_pass_runs_in_eval_mode_too(way: str) -> None:
+    network, x1 = Dropping().train(), normal(20, 2)
+    options: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6} if way == "adjoint" else {"steps": 10}
+    assert distance(gradient(network, x1, gradient=way, **options), gradient(network, x1, steps=10)) < 1e-3
+    assert network.training
+
+
+def penalty(name: str, velocity: Any, x1: Tensor, **options: Any) -> float:
+    """The regulariser alone: what weight 1 adds to the loss."""
+    with_it, without = (cnf.nll_loss(velocity, x1, **{name: weight}, **options) for weight in (1.0, 0.0))
+    return float((with_it - without).detach())
+
+
+def test_the_kinetic_energy_of_a_constant_velocity_is_its_square() -> None:
+    shift = torch.tensor([3.0, -4.0], dtype=F64)
+    assert penalty("kinetic", lambda x, t: shift.expand_as(x), normal(5, 2), steps=3) == pytest.approx(25 / 2)
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_the_jacobian_penalty_of_a_linear_field_is_frobenius_s(trace: str) -> None:
+    velocity, x1 = Linear(3), normal(4000, 3)
+    draws = {"trace": trace, "generator": seeded()} if trace == "hutchinson" else {}
+    with_it = cnf.nll_loss(velocity, x1, jacobian=1.0, steps=2, **draws)
+    draws = {"trace": trace, "generator": seeded()} if trace == "hutchinson" else {}
+    value = float((with_it - cnf.nll_loss(velocity, x1, steps=2, **draws)).detach())
+    exact = float(velocity.matrix.detach().square().sum()) / 3
+    assert value == pytest.approx(exact, rel=1e-10 if trace == "exact" else 0.05)
+
+
+def test_the_penalties_are_integrals_along_the_flow() -> None:
+    """For v = x the state at time t is x1 exp(t - 1), so the kinetic energy is |x1|^2 (1 - exp(-2)) / 2."""
+    x1 = normal(50, 2)
+    expected = float(x1.square().sum(1).mean()) * (1 - math.exp(-2)) / 2 / 2
+    assert penalty("kinetic", lambda x, t: x, x1, steps=20) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("trace", "dim"), [("exact", 2), ("exact", 10), ("hutchinson", 10)])
+def test_regularising_calls_the_network_no_more_often(trace: str, dim: int) -> None:
+    velocity, x1 = Linear(dim), normal(5, dim)
+    cnf.nll_loss(velocity, x1, trace=trace, steps=6)
+    assert velocity.calls == 24
+    cnf.nll_loss(velocity, x1, trace=trace, steps=6, kinetic=0.1, jacobian=0.1)
+    assert velocity.calls == 48
+
+
+# Gradients, labels, sources -------------------------------------------------------------------------------------------
 
 
 def test_the_loss_has_the_gradient_of_finite_differences() -> None:
@@ -189,6 +450,94 @@ def test_dropout_is_off_and_its_mode_comes_back() -> None:
     assert velocity.training and dropping.training
 
 
+# Law 10 ---------------------------------------------------------------------------------------------------------------
+
+
+def small_network() -> models.MLP:
+    torch.manual_seed(0)
+    return models.MLP(2, hidden=16)
+
+
+def image_network() -> models.UNet:
+    torch.manual_seed(0)
+    return models.UNet(1, size=8, width=8, multipliers=(1,), blocks=1, attention=(), num_classes=10)
+
+
+LOSSES = {
+    "exact": (small_network, cnf.MaximumLikelihood(steps=3), data.pinwheel(), 1),
+    "regularised, by one probe": (
+        small_network, cnf.MaximumLikelihood("hutchinson", steps=3, kinetic=0.1, jacobian=0.1), data.moons(), 2,
+    ),
+    "recomputed": (small_network, cnf.MaximumLikelihood(steps=3, gradient="recompute"), data.moons(), 1),
+    "adjoint": (small_network, cnf.MaximumLikelihood(gradient="adjoint", rtol=1e-3, atol=1e-3), data.moons(), 1),
+    "grey levels": (
+        image_network, cnf.MaximumLikelihood("hutchinson", method="midpoint", steps=1, levels=17),
+        tuple(part[:64] for part in data.digits("test")), 1,
+    ),
+    "dequantised data, flow matching": (
+        image_network, FlowMatching(), Dequantized(data.digits("test"), levels=17), 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "loss", "source", "parts"), LOSSES.values(), ids=LOSSES)
+def test_law_10_20_steps_are_10_and_a_resume_and_10_bit_for_bit(
+    make: Any, loss: Any, source: Any, parts: int, tmp_path: Path
+) -> None:
+    config = TrainConfig(steps=20, batch_size=16, accumulate=parts, average_half_life=100.0)
+    whole = fit(make(), loss, source, config, out=tmp_path / "whole")
+    first = fit(make(), loss, source, config, out=tmp_path / "cut", stop_after=10)
+    torch.manual_seed(123)
+    second = fit(make(), loss, source, config, out=tmp_path / "cut")
+    assert torch.equal(torch.cat([first.losses, second.losses]), whole.losses)
+    for left, right in ((whole.live, second.live), (whole.velocity, second.velocity)):
+        assert all(map(torch.equal, left.state_dict().values(), right.state_dict().values()))
+
+
+def test_probes_and_dequantisation_belong_to_the_sample_whatever_its_part_of_the_batch() -> None:
+    x1 = data.digits("test")[0][:8]
+    with keyed.keyed(seed=0, step=3, first=0):
+        whole = cnf.dequantize(x1, 17), rademacher(2, like=x1)
+    with keyed.keyed(seed=0, step=3, first=4):
+        half = cnf.dequantize(x1[4:], 17), rademacher(2, like=x1[4:])
+    assert torch.equal(whole[0][4:], half[0]) and torch.equal(whole[1][:, 4:], half[1])
+
+
+def test_the_loss_object_is_the_loss_with_its_options() -> None:
+    velocity, x1 = Linear(3), normal(6, 3)
+    loss = cnf.MaximumLikelihood("hutchinson", 2, steps=4, kinetic=0.1, jacobian=0.2, mode="forward")
+    for batch in (x1, (x1, None), (normal(6, 3, seed=9), x1, None)):  # x0 is not used
+        torch.manual_seed(0)
+        value = loss(velocity, batch)
+        torch.manual_seed(0)
+        options = {"trace": "hutchinson", "probes": 2, "kinetic": 0.1, "jacobian": 0.2, "mode": "forward"}
+        torch.testing.assert_close(value, cnf.nll_loss(velocity, x1, steps=4, **options), rtol=1e-12, atol=1e-12)
+
+
+def test_training_by_likelihood_approaches_the_entropy() -> None:
+    """Cross entropy minus entropy is a Kullback-Leibler divergence: never below 0, and training lowers it."""
+    mixture = GaussianMixture([[-1.5, 0.0], [1.5, 0.0]], 0.5)
+    held_out = mixture.sample(2000, seeded(5))
+    entropy = -float(mixture.log_prob(held_out).mean())
+
+    def excess(network: nn.Module) -> float:
+        return -float(cnf.log_prob(network, held_out, steps=20).log_prob.mean()) - entropy
+
+    before = excess(small_network())
+    config = TrainConfig(steps=150, batch_size=128, learning_rate=1e-2, average_half_life=None)
+    after = excess(fit(small_network(), cnf.MaximumLikelihood(steps=4), mixture, config).velocity)
+    assert -0.02 < after < 0.3 * before
+
+
+def test_a_recipe_can_ask_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "likelihood.yaml"
+    file.write_text(
+        "model: {name: MLP, dim: 2, hidden: 8}\ndata: {name: pinwheel}\n"
+        "loss: {name: maximum_likelihood, steps: 2, kinetic: 0.01}\ntrain: {steps: 2, batch_size: 8}\n"
+    )
+    assert recipes.run(recipes.read(file), None).step == 2
+
+
 # Discrete data --------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +548,19 @@ def test_dequantised_values_stay_in_their_bins_and_fill_them(levels: int) -> Non
     x = cnf.dequantize(x1, levels, torch.Generator().manual_seed(0))
     assert torch.equal(torch.floor((x + 1) * levels / 2), k)
     assert float(x.min()) < -1 + 0.1 / levels and float(x.max()) > 1 - 0.1 / levels
+
+
+def test_dequantised_data_are_the_data_with_their_labels_and_fresh_noise_in_every_draw() -> None:
+    images, labels = data.digits("test")
+    source = Dequantized((images, labels), levels=17)
+    x1, y = source.sample(500, seeded())
+    levels = torch.floor((x1 + 1) * 17 / 2).clamp(max=16) / 8 - 1  # a value in (-1, 1) back to its grey level
+    matches = (levels[:, None] == images[None]).flatten(2).all(2)
+    assert bool(matches.any(1).all())
+    assert torch.equal(labels[matches.int().argmax(1)], y)
+    again = source.sample(500, seeded(1))[0]
+    assert not torch.equal(x1, again) and torch.equal(source.sample(500, seeded())[0], x1)
+    assert isinstance(Dequantized(images, levels=17).sample(3), Tensor)
 
 
 def test_a_uniform_density_has_log2_of_levels_bits() -> None:
@@ -239,6 +601,43 @@ def test_more_dequantisations_close_the_gap_from_below() -> None:
         (lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), method="rk5"), ValueError, "method"),
         (lambda: cnf.log_prob(lambda x, t: x[:, :1], normal(4, 2)), ValueError, r"velocity\(x, t, y\)"),
         (lambda: cnf.log_prob(lambda x, t, y: x, normal(4, 2), y=torch.zeros(3, dtype=torch.long)), ValueError, "y:"),
+        (
+            lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), mode="back"),
+            ValueError,
+            "mode: expected one of 'reverse'",
+        ),
+        (lambda: cnf.nll_loss(lambda x, t: x, normal(4, 2), kinetic=-1.0), ValueError, "kinetic: expected a number"),
+        (lambda: cnf.nll_loss(lambda x, t: x, normal(4, 2), jacobian="1"), TypeError, "jacobian: expected a number"),
+        (
+            lambda: cnf.nll_loss(Linear(2), normal(4, 2), gradient="back"),
+            ValueError,
+            "gradient: .*'adjoint'; got 'back'",
+        ),
+        (
+            lambda: cnf.nll_loss(lambda x, t: x, normal(4, 2), gradient="recompute"),
+            TypeError,
+            "velocity: gradient='recompute' asks for a torch.nn.Module",
+        ),
+        (
+            lambda: cnf.nll_loss(Linear(2), normal(4, 2), gradient="adjoint", method="rk4"),
+            ValueError,
+            "method: the adjoint takes an adaptive one",
+        ),
+        (
+            lambda: cnf.nll_loss(Linear(2), normal(4, 2), gradient="adjoint", steps=5),
+            ValueError,
+            "steps: dopri5 chooses its own steps",
+        ),
+        (lambda: cnf.nll_loss(Linear(2), normal(4, 2) * math.nan, gradient="adjoint"), ValueError, "x1: .*finite"),
+        (lambda: cnf.MaximumLikelihood("approximate"), ValueError, "trace: expected one of"),
+        (lambda: cnf.MaximumLikelihood(kinetic=math.nan), ValueError, "kinetic"),
+        (lambda: cnf.MaximumLikelihood(levels=1), ValueError, "levels"),
+        (lambda: cnf.MaximumLikelihood(steps=2, method="rk5"), ValueError, "method"),
+        (lambda: cnf.MaximumLikelihood(steps=0), ValueError, "steps"),
+        (lambda: cnf.MaximumLikelihood(gradient="adjoint", method="rk4"), ValueError, "method: the adjoint"),
+        (lambda: Dequantized(normal(4, 2), 17), ValueError, "x1: expected 17 equidistant values"),
+        (lambda: Dequantized((torch.ones(4, 2), torch.zeros(3, dtype=torch.long)), 2), ValueError, "y: .*4"),
+        (lambda: cnf.dequantize(torch.ones(4, 2), 2, generator=0), TypeError, "generator"),
         (lambda: cnf.dequantize(normal(4, 2)), ValueError, "x1: expected 256 equidistant values"),
         (lambda: cnf.bits_per_dim(torch.zeros(1), dims=0), ValueError, "dims"),
     ],

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from helpers import MIXTURE, NAN, normal, randomised, seeded
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowbook import divergence as module
 from flowbook.divergence import divergence, hutchinson, rademacher
@@ -50,10 +53,14 @@ def jacobians(velocity, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
     ])  # fmt: skip
 
 
+modes = pytest.mark.parametrize("mode", module.MODES)
+
+
+@modes
 @cases
-def test_exact_is_the_trace_of_the_jacobian(velocity, shape: tuple[int, ...]) -> None:
+def test_exact_is_the_trace_of_the_jacobian(velocity, shape: tuple[int, ...], mode: str) -> None:
     x, t, y = inputs(shape)
-    v, div = divergence(velocity, x, t, y=y)
+    v, div = divergence(velocity, x, t, y=y, mode=mode)
     trace = jacobians(velocity, x, t, y).diagonal(dim1=1, dim2=2).sum(1)
     assert trace.abs().min() > 1e-4
     torch.testing.assert_close(div, trace, rtol=1e-10, atol=1e-10)
@@ -74,15 +81,16 @@ def test_exact_takes_the_diagonal_and_not_the_first_column() -> None:
     assert divergence(lambda x, t: x * scales, torch.ones(2, 3), 0.5)[1].tolist() == [13.0, 13.0]
 
 
+@modes
 @cases
 @pytest.mark.parametrize("elements", [1, 200])
 def test_chunks_change_nothing(
-    velocity, shape: tuple[int, ...], elements: int, monkeypatch: pytest.MonkeyPatch
+    velocity, shape: tuple[int, ...], elements: int, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, t, y = inputs(shape)
-    whole = divergence(velocity, x, t, y=y)[1]
+    whole = divergence(velocity, x, t, y=y, mode=mode)[1]
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
-    torch.testing.assert_close(divergence(velocity, x, t, y=y)[1], whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(divergence(velocity, x, t, y=y, mode=mode)[1], whole, rtol=1e-12, atol=1e-12)
 
 
 @cases
@@ -103,10 +111,13 @@ WEIGHT = torch.ones(1, dtype=torch.float64, requires_grad=True)
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", [(4, 2), (4, 3, 2, 2)])
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_a_velocity_that_does_not_depend_on_x_has_none(velocity, shape: tuple[int, ...], create_graph: bool) -> None:
+@modes
+def test_a_velocity_that_does_not_depend_on_x_has_none(
+    velocity, shape: tuple[int, ...], create_graph: bool, mode: str
+) -> None:
     x = normal(*shape)
     for extra in ({}, {"method": "hutchinson", "noise": rademacher(3, like=x)}):
-        _, div = divergence(velocity, x, 0.5, create_graph=create_graph, **extra)
+        _, div = divergence(velocity, x, 0.5, create_graph=create_graph, mode=mode, **extra)
         assert torch.equal(div, torch.zeros(4, dtype=torch.float64))
 
 
@@ -184,29 +195,33 @@ def test_rademacher_draws_fair_signs(dtype: torch.dtype) -> None:
 # Gradients of the divergence ------------------------------------------------------------------------------------------
 
 
+@modes
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
 @pytest.mark.parametrize("dim", [2, 10])
-def test_create_graph_gives_the_gradients_of_the_divergence(method: str, dim: int) -> None:
+def test_create_graph_gives_the_gradients_of_the_divergence(method: str, dim: int, mode: str) -> None:
     matrix, x = 0.5 * normal(dim, dim, seed=1), normal(3, dim)
     noise = rademacher(2, like=x, generator=seeded()) if method == "hutchinson" else None
     matrix.requires_grad_()
     x.requires_grad_()
 
     def both(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        return divergence(lambda x, t: torch.sin(x @ matrix.T), x, 0.5, method=method, noise=noise, create_graph=True)
+        return divergence(
+            lambda x, t: torch.sin(x @ matrix.T), x, 0.5, method=method, noise=noise, create_graph=True, mode=mode
+        )
 
     assert torch.autograd.gradcheck(both, (x, matrix))
 
 
+@modes
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
-def test_create_graph_reaches_the_weights_of_a_unet_with_attention(method: str) -> None:
+def test_create_graph_reaches_the_weights_of_a_unet_with_attention(method: str, mode: str) -> None:
     network, (x, t, y) = small_unet(), inputs((2, 2, 4, 4))
     noise = rademacher(1, like=x, generator=seeded()) if method == "hutchinson" else None
     weight = network.outputs[-1].weight
     direction = normal(*weight.shape, seed=5)
 
     def total() -> Tensor:
-        return divergence(network, x, t, y=y, method=method, noise=noise, create_graph=True)[1].sum()
+        return divergence(network, x, t, y=y, method=method, noise=noise, create_graph=True, mode=mode)[1].sum()
 
     (gradient,) = torch.autograd.grad(total(), weight)
     with torch.no_grad():
@@ -217,15 +232,16 @@ def test_create_graph_reaches_the_weights_of_a_unet_with_attention(method: str) 
     assert float((gradient * direction).sum()) == pytest.approx((above - below) / 2e-5, rel=1e-6)
 
 
+@modes
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
-def test_detached_unless_asked_and_at_home_under_no_grad(method: str) -> None:
+def test_detached_unless_asked_and_at_home_under_no_grad(method: str, mode: str) -> None:
     velocity, (x, t, y) = small_mlp(6), inputs((3, 6))
     noise = rademacher(1, like=x, generator=seeded()) if method == "hutchinson" else None
     x.requires_grad_()
-    v, div = divergence(velocity, x, t, y=y, method=method, noise=noise)
+    v, div = divergence(velocity, x, t, y=y, method=method, noise=noise, mode=mode)
     assert not v.requires_grad and not div.requires_grad
     with torch.no_grad():
-        assert torch.equal(divergence(velocity, x, t, y=y, method=method, noise=noise)[1], div)
+        assert torch.equal(divergence(velocity, x, t, y=y, method=method, noise=noise, mode=mode)[1], div)
     assert all(p.grad is None for p in velocity.parameters())
 
 
@@ -260,14 +276,18 @@ def without_grad(x: Tensor, t: Tensor) -> Tensor:
     return torch.sin(x)
 
 
+@modes
 @pytest.mark.parametrize("dim", [2, 10])
 @pytest.mark.parametrize("cut_off", [Frozen, lambda dim: without_grad, lambda dim: lambda x, t: 2 * x.detach()])
-def test_a_velocity_cut_off_from_x_is_refused_and_not_taken_for_a_constant(dim: int, cut_off) -> None:
+def test_a_velocity_cut_off_from_x_is_refused_and_not_taken_for_a_constant(dim: int, cut_off, mode: str) -> None:
     x, velocity = normal(3, dim), cut_off(dim)
+    if mode == "forward" and velocity is without_grad:  # forward derivatives do not pass through the graph at all
+        torch.testing.assert_close(divergence(velocity, x, 0.5, mode=mode)[1], torch.cos(x).sum(1))
+        return
     for probes in (None, 1, 3):
         noise = None if probes is None else rademacher(probes, like=x)
         with pytest.raises(RuntimeError, match="velocity: its value changes with x, but no gradient"):
-            divergence(velocity, x, 0.5, method="exact" if noise is None else "hutchinson", noise=noise)
+            divergence(velocity, x, 0.5, method="exact" if noise is None else "hutchinson", noise=noise, mode=mode)
 
 
 def test_inference_mode_is_refused_and_no_grad_is_not() -> None:
@@ -283,6 +303,146 @@ def test_inference_mode_is_refused_and_no_grad_is_not() -> None:
         assert divergence(lambda x, t: 2 * x, x, 0.5)[1].tolist() == [4.0] * 3
 
 
+# Two modes, one number ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+@pytest.mark.parametrize(("make", "shape"), [(small_unet, (2, 2, 4, 4)), (lambda: small_mlp(9), (3, 9))])
+def test_forward_mode_equals_reverse_mode_and_so_do_the_gradients(
+    make, shape: tuple[int, ...], method: str, create_graph: bool, dtype: torch.dtype, rtol: float
+) -> None:
+    network = make().to(dtype)
+    x, t, y = inputs(shape)
+    x, t = x.to(dtype), t.to(dtype)
+    noise = rademacher(2, like=x, generator=seeded()) if method == "hutchinson" else None
+    found = {}
+    for mode in module.MODES:
+        if method == "hutchinson":  # from the left and from the right a probe sees the same number: e.J e
+            v, values = hutchinson(network, x, t, y=y, noise=noise, create_graph=create_graph, mode=mode)
+        else:
+            v, values = divergence(network, x, t, y=y, create_graph=create_graph, mode=mode)
+        found[mode] = [v, values]
+        if create_graph:
+            (values.square().sum() + v.square().sum()).backward()
+            found[mode].append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+            network.zero_grad()
+    for forward, reverse in zip(found["forward"], found["reverse"], strict=True):
+        torch.testing.assert_close(forward, reverse, rtol=rtol, atol=rtol * float(reverse.detach().abs().max()))
+
+
+def attention(x: Tensor, t: Tensor | float) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_the_trap_of_the_fused_attention_kernel_which_has_no_such_derivatives() -> None:
+    x = normal(2, 1, 6, 4)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        with pytest.raises(NotImplementedError, match="forward AD"):
+            torch.func.jvp(lambda x: attention(x, 0.5), (x,), (x,))
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(attention(leaf, 0.5).sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="is not implemented"):
+            first.sum().backward()
+        # Derivative code asks for the kernel of plain matrix products, whatever is asked for around it.
+        reverse, forward = (divergence(attention, x, 0.5, mode=mode, create_graph=True)[1] for mode in module.MODES)
+    torch.testing.assert_close(forward, reverse.detach(), rtol=1e-10, atol=1e-12)
+
+
+@modes
+def test_a_rotation_has_a_jacobian_though_its_trace_is_zero(mode: str) -> None:
+    """Zero is no sign that a velocity does not depend on x: the check for that looks at the products."""
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    assert divergence(lambda x, t: x @ turn.T, normal(4, 2), 0.5, mode=mode)[1].tolist() == [0.0] * 4
+
+
+@modes
+@pytest.mark.parametrize("probes", [None, 256])
+def test_the_squared_norm_is_frobenius_s(mode: str, probes: int | None) -> None:
+    velocity, (x, t, y) = small_mlp(9), inputs((3, 9))
+    norms = jacobians(velocity, x, t, y).square().sum((1, 2))
+    noise = None if probes is None else rademacher(probes, like=x, generator=seeded())
+    _, traces, squares = module.jacobian_terms(velocity, x, t, y, noise, mode=mode, squares=True)
+    assert traces.shape == squares.shape == (probes or 1, 3)
+    if probes is None:
+        torch.testing.assert_close(squares[0], norms, rtol=1e-10, atol=0)
+    else:
+        standard_error = squares.std(0) / math.sqrt(probes)
+        assert bool(((squares.mean(0) - norms).abs() < 4 * standard_error).all())
+
+
+@modes
+@pytest.mark.parametrize(
+    ("make", "shape", "method", "create_graph", "backend"),
+    [
+        (small_unet, (2, 2, 4, 4), "exact", False, "eager"),
+        (lambda: small_mlp(2), (3, 2), "exact", True, "aot_eager"),
+        (lambda: small_mlp(9), (3, 9), "hutchinson", False, "aot_eager"),
+        (lambda: Normalised(6).double(), (3, 6), "exact", True, "aot_eager"),
+    ],
+)
+def test_torch_compile_takes_it_whole(
+    make, shape: tuple[int, ...], method: str, create_graph: bool, backend: str, mode: str
+) -> None:
+    network, (x, t, y) = make(), inputs(shape)
+    noise = rademacher(2, like=x, generator=seeded()) if method == "hutchinson" else None
+
+    def call(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return divergence(network, x, t, y=y, method=method, noise=noise, create_graph=create_graph, mode=mode)
+
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, backend=backend)
+    for result, expected in zip(compiled(x, t, y), call(x, t, y), strict=True):
+        assert not result.requires_grad or create_graph
+        torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-12)
+
+
+class Normalised(torch.nn.Module):
+    """Layer norm and group norm, both with scales of their own."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = randomised(torch.nn.Sequential(torch.nn.LayerNorm(dim), torch.nn.GroupNorm(2, dim)), scale=1.0)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return torch.sin(self.layers(x))
+
+
+class Sizes(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+@modes
+def test_the_memory_of_the_exact_trace_is_bounded_by_the_chunk_at_3072_dimensions(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels, dim = 4, 3 * 32 * 32
+    first, last = (torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, channels), (channels, 3)))
+    x = torch.randn(1, 3, 32, 32, generator=seeded())
+    largest, values = {}, []
+    for chunk in (16, 64):
+        monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk * dim)
+        with Sizes() as sizes:
+            values.append(divergence(lambda x, t: last(torch.tanh(first(x))), x, 0.5, mode=mode)[1])
+        largest[chunk] = sizes.largest
+        # The products of a chunk in the layer of most channels, and the buffers of a convolution's backward pass.
+        assert largest[chunk] <= 3 * chunk * channels * 32 * 32
+    assert largest[64] <= 4.1 * largest[16] < dim * dim / 20
+    torch.testing.assert_close(*values, rtol=1e-3, atol=1e-3)
+
+
 X = torch.zeros(3, 2)
 
 
@@ -293,6 +453,7 @@ X = torch.zeros(3, 2)
         (lambda: divergence(lambda x, t: x, X, 2.0), ValueError, "t: .*2"),
         (lambda: divergence(lambda x, t: x, X, NAN), ValueError, "t: .*nan"),
         (lambda: divergence(lambda x, t: x, X, torch.zeros(2)), ValueError, r"t: .*\(3,\).*\(2,\)"),
+        (lambda: divergence(lambda x, t: x, X, 0.5, mode="back"), ValueError, "mode: .*'reverse'.*'back'"),
         (lambda: divergence(lambda x, t: x, X, 0.5, method="trace"), ValueError, "method: .*'exact'.*'trace'"),
         (
             lambda: divergence(lambda x, t: x, X, 0.5, noise=X[None]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from flowbook import checks
+from flowbook.cnf import log_prob
 from flowbook.diffusion import NoiseSchedule
+from flowbook.divergence import divergence
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 DETAILS = re.compile(r"<details><summary>Solution</summary>\n\n(.*?)\n\n</details>", re.S)
@@ -101,6 +104,39 @@ def ddim_that_ends_in(last):  # type: ignore[no-untyped-def]
     return walk
 
 
+def jacobians(velocity, x, t):  # type: ignore[no-untyped-def]
+    return torch.stack([torch.autograd.functional.jacobian(lambda z: velocity(z[None], t)[0], point) for point in x])
+
+
+def gradient_of_the_sum(velocity, x, t):  # type: ignore[no-untyped-def]
+    x = x.requires_grad_()
+    return torch.autograd.grad(velocity(x, t).sum(), x)[0].sum(1)
+
+
+def midpoint_density(velocity, x, steps, sign=1, step=1.0, back=True, prior_at_data=False):  # type: ignore[no-untyped-def]
+    h, start, total = 1 / steps, x, 0.0
+    for n in range(steps):
+        t = torch.tensor(1 - n * h if back else n * h)
+        way = -h if back else h
+        middle = x + way / 2 * divergence(velocity, x, t)[0]
+        v, div = divergence(velocity, middle, t + way / 2)
+        x, total = x + way * v, total + step * h * div
+    at = start if prior_at_data else x
+    return -0.5 * (at.square().sum(1) + 3 * math.log(2 * math.pi)) - sign * total
+
+
+def probe_products(velocity, x, t, noise):  # type: ignore[no-untyped-def]
+    return torch.einsum("pbi,bij->pbj", noise, jacobians(velocity, x, t))
+
+
+def symmetric(matrix: torch.Tensor) -> torch.Tensor:
+    return (matrix + matrix.T) / 2
+
+
+def off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix - torch.diag(matrix.diagonal())
+
+
 MISTAKES = [
     (lambda: checks.amplitude_left(float((1 - BETAS).prod())), "share of the variance"),
     (lambda: checks.amplitude_left(0.99), "the last step alone"),
@@ -114,6 +150,43 @@ MISTAKES = [
     (lambda: checks.renoised_std(0.125), "this is the variance"),
     (lambda: checks.noise_floor(0.8), "the share of the noise that is explained"),
     (lambda: checks.noise_from_velocity(lambda v, x, abar: (1 - abar) ** 0.5 * x - abar**0.5 * v), "sign flipped"),
+    (lambda: checks.density_at_the_origin(-1.5 * math.log(2 * math.pi) - 6), "sign: a flow that squeezes"),
+    (lambda: checks.density_at_the_origin(-1.5 * math.log(2 * math.pi) + 2), "three axes"),
+    (lambda: checks.density_at_the_origin(6.0), "the density of the noise is missing"),
+    (lambda: checks.exact_divergence(lambda v, x, t: jacobians(v, x, t).flatten(1)[:, ::3].sum(1)), "stride D + 1"),
+    (lambda: checks.exact_divergence(gradient_of_the_sum), "all entries of the Jacobian"),
+    (lambda: checks.exact_divergence(lambda v, x, t: jacobians(v, x, t)[:, 0].sum(1)), "first rows"),
+    (lambda: checks.exact_divergence(lambda v, x, t: divergence(v, x, t)[1].sum()), "expected shape"),
+    (lambda: checks.midpoint_log_prob(lambda v, x, n: midpoint_density(v, x, n, sign=-1)), "minus the integral"),
+    (lambda: checks.midpoint_log_prob(lambda v, x, n: midpoint_density(v, x, n, step=n)), "without their length"),
+    (lambda: checks.midpoint_log_prob(lambda v, x, n: midpoint_density(v, x, n, prior_at_data=True)), "at the latent"),
+    (lambda: checks.midpoint_log_prob(lambda v, x, n: midpoint_density(v, x, n, back=False)), "time runs from 0 to 1"),
+    (
+        lambda: checks.midpoint_log_prob(lambda v, x, n: midpoint_density(v, x, n, back=False, sign=-1)),
+        "time runs from 0",
+    ),
+    (
+        lambda: checks.midpoint_log_prob(lambda v, x, n: log_prob(v, x, method="heun", steps=n).log_prob),
+        "Heun's method",
+    ),
+    (lambda: checks.midpoint_log_prob(lambda v, x, n: log_prob(v, x, method="euler", steps=n).log_prob), "Euler's"),
+    (lambda: checks.hutchinson_estimate(lambda *a: (probe_products(*a) * a[3]).sum((0, 2))), "summed, not averaged"),
+    (lambda: checks.hutchinson_estimate(lambda *a: probe_products(*a).sum(2).mean(0)), "not multiplied by eps again"),
+    (lambda: checks.hutchinson_estimate(lambda *a: (probe_products(*a) * a[3])[0].sum(1)), "only the first probe"),
+    (
+        lambda: checks.hutchinson_variance(
+            lambda a: (2 * off_diagonal(a).square().sum(), 2 * symmetric(a).square().sum())
+        ),
+        "Rademacher: the matrix must be made symmetric",
+    ),
+    (lambda: checks.hutchinson_variance(lambda a: (2 * symmetric(a).square().sum(),) * 2), "adds no variance"),
+    (
+        lambda: checks.hutchinson_variance(lambda a: (2 * off_diagonal(symmetric(a)).square().sum(),) * 2),
+        "Gaussian: the variance of eps_i^2",
+    ),
+    (lambda: checks.bits(lambda p, d, k: -p / (d * math.log(2)) + math.log2(k)), "one bit too much"),
+    (lambda: checks.bits(lambda p, d, k: -p / (d * math.log(2))), "the offset is missing"),
+    (lambda: checks.bits(lambda p, d, k: -p / d + math.log(k / 2)), "these are nats"),
     (lambda: checks.target_with_sigma_min(wrong_target), "sign flipped"),
     (lambda: checks.target_with_sigma_min(lambda x0, x1, t, s: (t * x1 + (1 - (1 - s) * t) * x0, x1)), "last axis"),
     (lambda: checks.one_euler_step((1.5, 0.5)), "std: 0.5 is that of the data"),

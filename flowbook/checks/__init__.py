@@ -4,6 +4,14 @@ Each returns a line of praise, or raises AssertionError with a diagnosis. One mo
 ``checks.name``.
 """
 
+from flowbook.checks.cnf import (
+    bits,
+    density_at_the_origin,
+    exact_divergence,
+    hutchinson_estimate,
+    hutchinson_variance,
+    midpoint_log_prob,
+)
 from flowbook.checks.diffusion import (
     amplitude_left,
     ddim,
@@ -22,16 +30,7 @@ from flowbook.checks.flow_matching import (
 )
 
 __all__ = [
-    "amplitude_left",
-    "ddim",
-    "guidance",
-    "heun_solver",
-    "loss_floor",
-    "noise_floor",
-    "noise_from_velocity",
-    "one_euler_step",
-    "pairing",
-    "posterior_step",
-    "renoised_std",
-    "target_with_sigma_min",
+    "amplitude_left", "bits", "ddim", "density_at_the_origin", "exact_divergence", "guidance", "heun_solver",
+    "hutchinson_estimate", "hutchinson_variance", "loss_floor", "midpoint_log_prob", "noise_floor",
+    "noise_from_velocity", "one_euler_step", "pairing", "posterior_step", "renoised_std", "target_with_sigma_min",
 ]  # fmt: skip

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from flowbook import _validate, couplings, data, models, paths
+from flowbook.cnf import MaximumLikelihood
 from flowbook.diffusion import Diffusion, NoiseSchedule
 from flowbook.flow_matching import FlowMatching, guided
 from flowbook.models.classifier import CrossEntropy
@@ -46,7 +47,8 @@ COUPLINGS = {"independent": couplings.Independent, "optimal_transport": coupling
 PATHS = {"linear": paths.LinearPath, "cosine": paths.CosinePath, "vp": paths.VPPath}
 SCHEDULES: dict[str, Callable[..., Any]] = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
 LOSSES: dict[str, Callable[..., Any]] = {
-    "flow_matching": FlowMatching, "diffusion": Diffusion, "cross_entropy": CrossEntropy,
+    "flow_matching": FlowMatching, "diffusion": Diffusion, "maximum_likelihood": MaximumLikelihood,
+    "cross_entropy": CrossEntropy,
 }  # fmt: skip
 PARTS: dict[str, Mapping[str, Callable[..., Any]]] = {"path": PATHS, "schedule": SCHEDULES}
 """The arguments of a loss that are sections themselves."""
