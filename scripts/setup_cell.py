@@ -33,7 +33,7 @@ if util.find_spec("flowbook") is None:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", constraints.name]
         subprocess.run([*pip, f"git+{home}"], check=True)
     invalidate_caches()
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads stall a busy machine
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that spin longer stall a busy machine
 import torch
 from flowbook import plotting
 

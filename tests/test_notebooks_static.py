@@ -120,6 +120,12 @@ def no_shell_and_no_magic(notebook: NotebookNode, name: str) -> list[str]:
 
 
 @rule
+def no_semicolon_at_the_end(notebook: NotebookNode, name: str) -> list[str]:
+    """It hides a value from a reader, and not from nbval, whose kernel shows it: assign the value to _."""
+    return [f"cell {index} ends in ';'" for index, cell in code_cells(notebook) if cell.source.rstrip().endswith(";")]
+
+
+@rule
 def few_digits(notebook: NotebookNode, name: str) -> list[str]:
     """Digits beyond the fourth change from machine to machine."""
     complaints = []
@@ -325,6 +331,7 @@ BAD: list[tuple[Rule, Callable[[NotebookNode], Any]]] = [
     (no_shell_and_no_magic, source_of(3, "!pip install something")),
     (no_shell_and_no_magic, source_of(3, "%%time\nassert True")),
     (no_shell_and_no_magic, source_of(3, "%autoreload 2")),
+    (no_semicolon_at_the_end, source_of(3, "assert True\nlist([1]);")),
     (few_digits, output_of("loss 0.123456")),
     (few_digits, output_of("1.23456e-05")),
     (few_digits, output_of("12345.0")),
