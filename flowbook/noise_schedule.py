@@ -151,7 +151,8 @@ class NoiseSchedule:
         r"""Turn a prediction of noise, data or velocity at (x_i, i) into another.
 
         The velocity is that of Salimans and Ho (2022), :math:`\sqrt{\bar\alpha}\,\epsilon - \sqrt{1-\bar\alpha}\,x_1`:
-        the derivative along the arc from data to noise. (The book's velocity, dx/dt, is :func:`probability_flow`.)
+        the derivative along the arc from data to noise. (The book's velocity, dx/dt, is
+        :func:`~flowbook.diffusion.probability_flow`.)
 
         Args:
             value: the prediction, shape (B, ...).
