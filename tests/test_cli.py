@@ -73,6 +73,17 @@ def test_a_run_that_learned_diffusion_is_a_velocity_and_draws_by_every_method(
     assert len({(tmp_path / f"{method}.png").read_bytes() for method in ("ddpm", "ddim", "euler")}) == 3
 
 
+def test_a_recipe_dequantises_its_data(tmp_path: Path) -> None:
+    source = recipes.build_data({"data": {"name": "digits", "split": "test", "levels": 17}})
+    x1, y = source.sample(100)
+    grid = (x1 + 1) * 8
+    assert float((grid - grid.round()).abs().mean()) > 0.1 and y.shape == (100,)  # a quarter, if spread evenly
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump({**DIGITS, "data": {"name": "digits", "split": "test", "levels": 17}}))
+    assert cli.main(["train", str(file), "--out", str(tmp_path / "run")]) == 0
+    assert steps_of(tmp_path / "run") == [2, 4]
+
+
 def test_what_only_a_diffusion_model_can_do_is_refused_to_others(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "grid.png")]
     assert cli.main(["sample", "mnist", "--method", "ddim", *out]) == 2
@@ -171,6 +182,7 @@ WRONG = [
     (["trian.steps=3"], "recipe section: .*'train'.*'trian'"),
     (["preview.grid=3"], "preview key: .*'grid'"),
     (["model.name=Unet"], "model.name: .*'UNet'.*'Unet'"),
+    (["data.levels=16"], "x1: expected 16 equidistant values"),
     (["data.name=imagenet"], "data.name: .*'mnist'.*'imagenet'"),
     (["loss.name=mse"], "loss.name: .*'flow_matching'.*'mse'"),
     (["loss.path=vp"], "loss.path is a section.*'vp'"),

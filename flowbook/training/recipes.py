@@ -1,7 +1,8 @@
 """Recipes: a training run as a YAML file.
 
     model: {name: UNet, channels: 1, size: 28, num_classes: 10}    # a class of flowbook.models and its arguments
-    data: {name: mnist}                                            # a function of flowbook.data and its arguments
+    data: {name: mnist}                                            # a function of flowbook.data and its arguments;
+                                                                   # levels: 256 dequantises anew in each batch
     loss: {name: flow_matching, label_dropout: 0.1}                # or diffusion; or cross_entropy, for a classifier
     coupling: {name: independent}                                  # optional
     train: {steps: 1000, batch_size: 128}                          # fields of TrainConfig
@@ -27,6 +28,7 @@ from torch.utils.data import Dataset
 
 from flowbook import _validate, couplings, data, models, paths
 from flowbook.cnf import MaximumLikelihood
+from flowbook.dequantization import Dequantized
 from flowbook.diffusion import Diffusion, NoiseSchedule
 from flowbook.flow_matching import FlowMatching, guided
 from flowbook.models.classifier import CrossEntropy
@@ -108,7 +110,8 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
     model = build_model(recipe)
     source = build_data(recipe)
     classes = getattr(model, "num_classes", None)
-    if classes is not None and not isinstance(source, (tuple, Dataset)):
+    labelled = isinstance(source, (tuple, Dataset)) or getattr(source, "y", None) is not None
+    if classes is not None and not labelled:
         raise ValueError(
             f"data: {recipe['data']['name']} has no labels, but the model has num_classes = {classes}; expected "
             "labelled data or a model without classes"
@@ -127,7 +130,10 @@ def build_model(recipe: Recipe) -> nn.Module:
 
 
 def build_data(recipe: Recipe) -> Any:
-    return _named(recipe["data"], DATA)
+    section = dict(recipe["data"])
+    levels = section.pop("levels", None)
+    source = _named(section, DATA)
+    return source if levels is None else Dequantized(source, levels)
 
 
 def build_loss(recipe: Recipe) -> Any:
@@ -214,6 +220,7 @@ def _keys(section: str, content: dict[str, Any], target: Callable[..., Any]) -> 
     known = set(parameters)
     known -= {"coupling"}  # of a loss; the recipe has a section for it, whose batches are coupled ahead
     known |= set() if section == "train" else {"name"}
+    known |= {"levels"} if section == "data" else set()
     if unknown := sorted(set(content) - known):
         raise ValueError(f"recipe: {section} has no key {', '.join(unknown)}; it has {', '.join(sorted(known))}")
 
