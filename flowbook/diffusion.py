@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbook import _validate, keyed
+from flowbook import _validate, keyed, models
 from flowbook._model import evaluating, model_calls, null_label_of
 from flowbook.batch import unpack
 from flowbook.data import grey_levels
@@ -67,6 +67,24 @@ class StepModel(nn.Module):
         return self.network(x, t) if y is None else self.network(x, t, y)
 
 
+def _check_model(model: Any, schedule: NoiseSchedule) -> None:
+    """Networks take a time, and velocities are no predictions: called with a step they would answer something else."""
+    _validate.instance("schedule", schedule, NoiseSchedule, "NoiseSchedule.linear(1000)")
+    if isinstance(model, tuple(models.CLASSES.values())):
+        raise TypeError(
+            "model: expected one that takes a step, such as StepModel(network, schedule); "
+            f"{type(model).__name__} takes a time"
+        )
+    if isinstance(model, ProbabilityFlow):
+        raise TypeError(
+            "model: expected a model that takes a step; got its probability flow, whose model is flow.model"
+        )
+    if isinstance(model, StepModel) and model.last != max(1, schedule.steps - 1):
+        raise ValueError(
+            f"schedule: expected the one that the model was made for, of {model.last + 1} steps; got {schedule.steps}"
+        )
+
+
 # Training -------------------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +109,7 @@ def ddpm_loss(
         >>> ddpm_loss(lambda x, i: torch.ones_like(x), torch.zeros(4, 2), schedule, noise=noise)
         tensor(0.)
     """
+    _check_model(model, schedule)
     _validate.one_of("prediction", prediction, PREDICTIONS)
     _validate.float_tensor("x1", x1, min_dim=1)
     _validate.number("label_dropout", label_dropout, 0, 1)
@@ -171,6 +190,7 @@ def ddpm_sample(
         tensor([[2.]])
     """
     _validate.one_of("variance", variance, VARIANCES)
+    _check_model(model, schedule)
     _check_sampling(x, y, clip, prediction)
     with evaluating(model):
         for i in reversed(range(schedule.steps)):
@@ -203,6 +223,7 @@ def ddim_sample(
         tensor([[2.]])
     """
     _validate.number("eta", eta, 0, 1)
+    _check_model(model, schedule)
     _check_sampling(x, y, clip, prediction)
     visited = ddim_steps(schedule.steps, steps)
     abar = schedule.alphas_cumprod
@@ -281,6 +302,7 @@ class ProbabilityFlow(nn.Module):
         return null_label_of(self.model)
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
+        _validate.time("t", t, len(x))
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).clamp(0, 1)
         i = ((1.0 - t) * (self.schedule.steps - 1)).expand(len(x))
         if self.integer_steps:
@@ -321,6 +343,7 @@ def probability_flow(
         >>> sample(v, torch.ones(1, 1)).x.round(decimals=3)  # what is left is the noise of step 0
         tensor([[0.0100]])
     """
+    _check_model(model, schedule)
     _validate.one_of("prediction", prediction, PREDICTIONS)
     return ProbabilityFlow(model, schedule, prediction, integer_steps)
 
@@ -354,6 +377,7 @@ def bits_per_dim(
     """
     _validate.one_of("variance", variance, VARIANCES)
     _validate.positive_int("levels", levels, at_least=2)
+    _check_model(model, schedule)
     _check_sampling(x1, y, clip, prediction)
     grey_levels(x1, levels)  # raises for data without levels
     abar = schedule.alphas_cumprod[-1].to(x1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -468,6 +469,32 @@ def test_the_bound_refuses_data_without_levels() -> None:
 def test_law_11_bad_input_is_named(call: object, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         call(SCHEDULES["linear"])  # type: ignore[operator]
+
+
+CALLS = {
+    "ddpm_sample": lambda model, s: diffusion.ddpm_sample(model, torch.zeros(2, 2), s),
+    "ddim_sample": lambda model, s: diffusion.ddim_sample(model, torch.zeros(2, 2), s, 3),
+    "ddpm_loss": lambda model, s: diffusion.ddpm_loss(model, torch.zeros(2, 2), s),
+    "bits_per_dim": lambda model, s: diffusion.bits_per_dim(model, torch.ones(2, 2), s),
+    "probability_flow": diffusion.probability_flow,
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_is_no_model_of_steps_or_one_of_another_schedule_is_refused(call: Callable[..., object]) -> None:
+    schedule, network = SCHEDULES["linear"], models.MLP(2, hidden=8)
+    with pytest.raises(TypeError, match="MLP takes a time"):
+        call(network, schedule)
+    with pytest.raises(TypeError, match="probability flow, whose model"):
+        call(diffusion.Diffusion(schedule).velocity(network), schedule)
+    with pytest.raises(ValueError, match="made for, of 1000 steps; got 60"):
+        call(StepModel(network, schedule), NoiseSchedule.cosine(60))
+
+
+def test_the_probability_flow_refuses_times_outside_0_and_1() -> None:
+    flow = diffusion.Diffusion(SCHEDULES["linear"]).velocity(models.MLP(2, hidden=8))
+    with pytest.raises(ValueError, match="t: expected times in"):
+        flow(torch.zeros(2, 2), 1.5)
 
 
 def test_samplers_run_in_eval_mode_and_give_the_mode_back() -> None:
