@@ -156,8 +156,8 @@ def _draw(velocity: Any, x0: Any, y: Any, options: argparse.Namespace, generator
         )
     model, schedule, settings = velocity.model, velocity.schedule, {"y": y, "clip": 1.0, "generator": generator}
     if options.method == "ddpm":
-        return ddpm_sample(model, x0, schedule, prediction=velocity.prediction, **settings), schedule.steps
-    drawn = ddim_sample(model, x0, schedule, options.steps, prediction=velocity.prediction, **settings)
+        return ddpm_sample(model, x0, schedule, **settings), schedule.steps
+    drawn = ddim_sample(model, x0, schedule, options.steps, **settings)
     return drawn, options.steps
 
 

@@ -4,85 +4,33 @@ r"""Diffusion (chapter 1): add noise in many small steps, learn to predict it, a
 
 with :math:`\bar\alpha_i` the product of :math:`1 - \beta_j` over the steps j up to i, and i from 0 to T - 1.
 
-The schedule is a :class:`~flowbook.noise_schedule.NoiseSchedule`; i = 0 is its least noisy step. A *model* here is any
-callable ``model(x, i, y=None)``, with x (B, ...), i long (B,) and y the labels or None, that predicts the noise (or the
-data, or the velocity of Salimans and Ho 2022, where ``prediction`` says so). :class:`StepModel` makes one of a network
-that takes a time.
+The schedule is a :class:`~flowbook.noise_schedule.NoiseSchedule`; i = 0 is its least noisy step. What a *model* is
+says :mod:`flowbook.step_model`: any callable ``model(x, i, y=None)`` that predicts the noise in x.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowbook import _validate, keyed, models
-from flowbook._model import evaluating, model_calls, null_label_of
+from flowbook import _validate, keyed
+from flowbook._model import call, evaluating
 from flowbook.batch import unpack
 from flowbook.data import grey_levels
 from flowbook.flow_matching import _drop_labels
 from flowbook.noise_schedule import PREDICTIONS
 from flowbook.noise_schedule import NoiseSchedule as NoiseSchedule
 from flowbook.noise_schedule import SchedulePath as SchedulePath
+from flowbook.step_model import Model, check_model
+from flowbook.step_model import ProbabilityFlow as ProbabilityFlow
+from flowbook.step_model import StepModel as StepModel
+from flowbook.step_model import probability_flow as probability_flow
 
-Model = Callable[..., Tensor]
 VARIANCES = ("posterior", "beta")
-
-
-# Models ---------------------------------------------------------------------------------------------------------------
-
-
-class StepModel(nn.Module):
-    """A network that takes a time in [0, 1], as a model that takes a step: t = 1 - i / (T - 1).
-
-    Args:
-        network: ``network(x, t, y=None)``; what it returns means what the training made it mean.
-        schedule: whose steps they are.
-
-    Example:
-        >>> model = StepModel(lambda x, t, y=None: t.reshape(-1, 1) * x, NoiseSchedule.linear(1000))
-        >>> model(torch.ones(2, 1), torch.tensor([0, 999]))
-        tensor([[1.],
-                [0.]])
-    """
-
-    def __init__(self, network: Model, schedule: NoiseSchedule):
-        super().__init__()
-        self.network, self.last = network, max(1, schedule.steps - 1)
-
-    @property
-    def model_calls(self) -> int:
-        return model_calls(self.network)
-
-    @property
-    def null_label(self) -> int | None:
-        return null_label_of(self.network)
-
-    def forward(self, x: Tensor, i: Tensor, y: Tensor | None = None) -> Tensor:
-        t = 1.0 - torch.as_tensor(i, device=x.device).to(x.dtype) / self.last
-        return self.network(x, t) if y is None else self.network(x, t, y)
-
-
-def _check_model(model: Any, schedule: NoiseSchedule) -> None:
-    """Networks take a time, and velocities are no predictions: called with a step they would answer something else."""
-    _validate.instance("schedule", schedule, NoiseSchedule, "NoiseSchedule.linear(1000)")
-    if isinstance(model, tuple(models.CLASSES.values())):
-        raise TypeError(
-            "model: expected one that takes a step, such as StepModel(network, schedule); "
-            f"{type(model).__name__} takes a time"
-        )
-    if isinstance(model, ProbabilityFlow):
-        raise TypeError(
-            "model: expected a model that takes a step; got its probability flow, whose model is flow.model"
-        )
-    if isinstance(model, StepModel) and model.last != max(1, schedule.steps - 1):
-        raise ValueError(
-            f"schedule: expected the one that the model was made for, of {model.last + 1} steps; got {schedule.steps}"
-        )
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -90,7 +38,8 @@ def _check_model(model: Any, schedule: NoiseSchedule) -> None:
 
 def ddpm_loss(
     model: Model, x1: Tensor, schedule: NoiseSchedule, y: Tensor | None = None, *, i: Tensor | None = None,
-    noise: Tensor | None = None, prediction: str = "noise", label_dropout: float = 0.0, null_label: int | None = None,
+    noise: Tensor | None = None, prediction: str | None = None, label_dropout: float = 0.0,
+    null_label: int | None = None,
 ) -> Tensor:  # fmt: skip
     """The mean squared error of the predicted noise, over batch and dimensions (Ho et al. 2020, equation 14).
 
@@ -101,7 +50,8 @@ def ddpm_loss(
         y: labels, shape (B,), or None.
         i: steps, long (B,); every step equally likely when None.
         noise: from N(0, I), the shape of x1; drawn when None.
-        prediction: what the model predicts and is compared with, "noise", "data" or "velocity".
+        prediction: what the model predicts and is compared with, as in
+            :func:`~flowbook.step_model.probability_flow`.
         label_dropout, null_label: as in :func:`~flowbook.flow_matching.flow_matching_loss`.
 
     Example:
@@ -109,8 +59,7 @@ def ddpm_loss(
         >>> ddpm_loss(lambda x, i: torch.ones_like(x), torch.zeros(4, 2), schedule, noise=noise)
         tensor(0.)
     """
-    _check_model(model, schedule)
-    _validate.one_of("prediction", prediction, PREDICTIONS)
+    prediction = check_model(model, schedule, prediction)
     _validate.float_tensor("x1", x1, min_dim=1)
     _validate.number("label_dropout", label_dropout, 0, 1)
     if i is None:
@@ -120,7 +69,7 @@ def ddpm_loss(
     if label_dropout > 0:
         y = _drop_labels(model, x1, y, label_dropout, null_label)
     x = schedule.add_noise(x1, i, noise)
-    predicted = model(x, i) if y is None else model(x, i, y)
+    predicted = call(model, x, i, y)
     _validate.same_shape("model(x, i, y)", predicted, "x1", x1)
     return (predicted - schedule.convert(noise, x, i, source="noise", target=prediction)).square().mean()
 
@@ -129,7 +78,8 @@ def ddpm_loss(
 class Diffusion:
     """:func:`ddpm_loss` of a network that takes a time, as the ``loss(network, batch)`` that ``fit`` asks for.
 
-    A batch is x1 or (x1, y). What ``fit`` returns, and ``load`` reads, is the network's :func:`probability_flow`: a
+    A batch is x1 or (x1, y). What ``fit`` returns, and ``load`` reads, is the network's
+    :func:`~flowbook.step_model.probability_flow`: a
     velocity. Its ``model`` is the one that :func:`ddpm_sample` and :func:`ddim_sample` take.
 
     Example:
@@ -150,13 +100,13 @@ class Diffusion:
     def __call__(self, network: Any, batch: Any) -> Tensor:
         x0, x1, y = unpack(batch)
         return ddpm_loss(
-            StepModel(network, self.schedule), x1, self.schedule, y, noise=x0, prediction=self.prediction,
+            StepModel(network, self.schedule, self.prediction), x1, self.schedule, y, noise=x0,
             label_dropout=self.label_dropout,
         )  # fmt: skip
 
     def velocity(self, network: nn.Module) -> ProbabilityFlow:
         """What the trained network says, as a velocity."""
-        return probability_flow(StepModel(network, self.schedule), self.schedule, prediction=self.prediction)
+        return probability_flow(StepModel(network, self.schedule, self.prediction), self.schedule)
 
 
 # Sampling -------------------------------------------------------------------------------------------------------------
@@ -165,7 +115,7 @@ class Diffusion:
 @torch.no_grad()
 def ddpm_sample(
     model: Model, x: Tensor, schedule: NoiseSchedule, y: Tensor | None = None, variance: str = "posterior",
-    clip: float | None = None, *, prediction: str = "noise", generator: torch.Generator | None = None,
+    clip: float | None = None, *, prediction: str | None = None, generator: torch.Generator | None = None,
 ) -> Tensor:  # fmt: skip
     """Ancestral sampling: from pure noise through every step to data (Ho et al. 2020, algorithm 2).
 
@@ -178,7 +128,7 @@ def ddpm_sample(
         y: labels, shape (B,), or None.
         variance: "posterior", right for data that are a single point, or "beta", right for data from N(0, I).
         clip: keep the predicted data within [-clip, clip]; 1 for images, None for data without bounds.
-        prediction: what the model predicts, "noise", "data" or "velocity".
+        prediction: what the model predicts, as in :func:`~flowbook.step_model.probability_flow`.
         generator: of the noise of the steps.
 
     Returns:
@@ -190,8 +140,8 @@ def ddpm_sample(
         tensor([[2.]])
     """
     _validate.one_of("variance", variance, VARIANCES)
-    _check_model(model, schedule)
-    _check_sampling(x, y, clip, prediction)
+    prediction = check_model(model, schedule, prediction)
+    _check_sampling(x, y, clip)
     with evaluating(model):
         for i in reversed(range(schedule.steps)):
             data = _predicted_data(model, x, i, y, schedule, clip, prediction)
@@ -205,7 +155,7 @@ def ddpm_sample(
 @torch.no_grad()
 def ddim_sample(
     model: Model, x: Tensor, schedule: NoiseSchedule, steps: int, eta: float = 0.0, y: Tensor | None = None,
-    clip: float | None = None, *, prediction: str = "noise", generator: torch.Generator | None = None,
+    clip: float | None = None, *, prediction: str | None = None, generator: torch.Generator | None = None,
 ) -> Tensor:  # fmt: skip
     """Sampling in fewer steps (Song et al. 2021a, equation 12): predict the data, then jump to an earlier step.
 
@@ -223,8 +173,8 @@ def ddim_sample(
         tensor([[2.]])
     """
     _validate.number("eta", eta, 0, 1)
-    _check_model(model, schedule)
-    _check_sampling(x, y, clip, prediction)
+    prediction = check_model(model, schedule, prediction)
+    _check_sampling(x, y, clip)
     visited = ddim_steps(schedule.steps, steps)
     abar = schedule.alphas_cumprod
     with evaluating(model):
@@ -258,7 +208,7 @@ def _predicted_data(
     model: Model, x: Tensor, i: int, y: Tensor | None, schedule: NoiseSchedule, clip: float | None, prediction: str
 ) -> Tensor:
     index = torch.full((len(x),), i, device=x.device)
-    predicted = model(x, index) if y is None else model(x, index, y)
+    predicted = call(model, x, index, y)
     _validate.same_shape("model(x, i, y)", predicted, "x", x)
     data = schedule.convert(predicted, x, i, source=prediction, target="data")
     return data if clip is None else data.clamp(-clip, clip)
@@ -268,84 +218,12 @@ def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
-def _check_sampling(x: Tensor, y: Tensor | None, clip: float | None, prediction: str) -> None:
+def _check_sampling(x: Tensor, y: Tensor | None, clip: float | None) -> None:
     _validate.float_tensor("x", x, min_dim=1, finite=True)
-    _validate.one_of("prediction", prediction, PREDICTIONS)
     if y is not None:
         _validate.labels("y", y, len(x))
     if clip is not None:
         _validate.number("clip", clip, 0, math.inf, low_open=True)
-
-
-# The bridge to velocities ---------------------------------------------------------------------------------------------
-
-
-class ProbabilityFlow(nn.Module):
-    """A diffusion model as a velocity; made by :func:`probability_flow`."""
-
-    def __init__(self, model: Model, schedule: NoiseSchedule, prediction: str, integer_steps: bool):
-        super().__init__()
-        self.model, self.schedule, self.path = model, schedule, SchedulePath(schedule)
-        self.prediction, self.integer_steps = prediction, integer_steps
-
-    @property
-    def network(self) -> Any:
-        """The network that was trained, behind its steps."""
-        return self.model.network if isinstance(self.model, StepModel) else self.model
-
-    @property
-    def model_calls(self) -> int:
-        return (2 if self.integer_steps else 1) * model_calls(self.model)
-
-    @property
-    def null_label(self) -> int | None:
-        return null_label_of(self.model)
-
-    def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
-        _validate.time("t", t, len(x))
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).clamp(0, 1)
-        i = ((1.0 - t) * (self.schedule.steps - 1)).expand(len(x))
-        if self.integer_steps:
-            below = i.floor().clamp_max(self.schedule.steps - 2).long()
-            weight = (i - below).reshape(-1, *[1] * (x.dim() - 1))
-            predicted = torch.lerp(self._predict(x, below, y), self._predict(x, below + 1, y), weight)
-        else:
-            predicted = self._predict(x, i, y)
-        if self.prediction == "velocity":
-            alpha, sigma = (f(t).reshape(-1, *[1] * (x.dim() - 1)) for f in (self.path.alpha, self.path.sigma))
-            predicted = sigma * x + alpha * predicted
-        source = "data" if self.prediction == "data" else "noise"
-        return self.path.convert(predicted, x, t, source=source, target="velocity")
-
-    def _predict(self, x: Tensor, i: Tensor, y: Tensor | None) -> Tensor:
-        return self.model(x, i) if y is None else self.model(x, i, y)
-
-
-def probability_flow(
-    model: Model, schedule: NoiseSchedule, *, prediction: str = "noise", integer_steps: bool = False
-) -> ProbabilityFlow:
-    r"""A diffusion model as a velocity ``v(x, t, y=None)``, for every function that takes one.
-
-    The flow of this velocity has at each time the distribution of the noisy data (Song et al. 2021b, equation 13).
-    t = 0 is step T - 1 and t = 1 is step 0; its small noise is part of the answer. See
-    :class:`~flowbook.noise_schedule.SchedulePath`.
-
-    Args:
-        model: ``model(x, i, y=None)``. It is called with a float step, shape (B,).
-        schedule: the one it was trained with.
-        prediction: what it predicts, "noise", "data" or "velocity".
-        integer_steps: for a model that only takes integer steps: call it at the two neighbours and interpolate; ``nfe``
-            counts both.
-
-    Example:
-        >>> v = probability_flow(lambda x, i: torch.zeros_like(x), NoiseSchedule.linear(1000), prediction="data")
-        >>> from flowbook.solvers import sample
-        >>> sample(v, torch.ones(1, 1)).x.round(decimals=3)  # what is left is the noise of step 0
-        tensor([[0.0100]])
-    """
-    _check_model(model, schedule)
-    _validate.one_of("prediction", prediction, PREDICTIONS)
-    return ProbabilityFlow(model, schedule, prediction, integer_steps)
 
 
 # The variational bound ------------------------------------------------------------------------------------------------
@@ -354,7 +232,7 @@ def probability_flow(
 @torch.no_grad()
 def bits_per_dim(
     model: Model, x1: Tensor, schedule: NoiseSchedule, y: Tensor | None = None, *, levels: int = 256,
-    variance: str = "posterior", clip: float | None = 1.0, prediction: str = "noise",
+    variance: str = "posterior", clip: float | None = 1.0, prediction: str | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:  # fmt: skip
     """The variational upper bound on -log2 p(x1) per dimension, shape (B,) (Ho et al. 2020, equations 5 and 13).
@@ -377,8 +255,8 @@ def bits_per_dim(
     """
     _validate.one_of("variance", variance, VARIANCES)
     _validate.positive_int("levels", levels, at_least=2)
-    _check_model(model, schedule)
-    _check_sampling(x1, y, clip, prediction)
+    prediction = check_model(model, schedule, prediction)
+    _check_sampling(x1, y, clip)
     grey_levels(x1, levels)  # raises for data without levels
     abar = schedule.alphas_cumprod[-1].to(x1)
     nats = (0.5 * (abar * x1.square() - abar - torch.log1p(-abar))).flatten(1).sum(1)  # the prior's share

@@ -152,7 +152,7 @@ class NoiseSchedule:
 
         The velocity is that of Salimans and Ho (2022), :math:`\sqrt{\bar\alpha}\,\epsilon - \sqrt{1-\bar\alpha}\,x_1`:
         the derivative along the arc from data to noise. (The book's velocity, dx/dt, is
-        :func:`~flowbook.diffusion.probability_flow`.)
+        :func:`~flowbook.step_model.probability_flow`.)
 
         Args:
             value: the prediction, shape (B, ...).

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowbook import _validate
-from flowbook._model import Velocity, call, model_calls
 
 QUANTITIES = ("noise", "data", "score", "velocity")
 SINGULAR_MARGIN = 1e-4
@@ -357,43 +355,6 @@ class VPPath(Path):
 
     def _velocity_to_score(self, v: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         return self.alpha(t) * v / self.alpha_dot(t) - xt
-
-
-class ConvertedVelocity(nn.Module):
-    """A model that predicts noise, data or the score, seen as a velocity; made by :func:`as_velocity`."""
-
-    def __init__(self, model: Velocity, path: Path, prediction: str):
-        super().__init__()
-        self.model, self.path, self.prediction = model, path, prediction
-
-    @property
-    def model_calls(self) -> int:
-        return model_calls(self.model)
-
-    def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
-        low, high = self.path.t_range
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).clamp(low, high)
-        return self.path.convert(call(self.model, x, t, y), x, t, source=self.prediction, target="velocity")
-
-
-def as_velocity(model: Callable[..., Tensor], path: Path, prediction: str = "noise") -> ConvertedVelocity:
-    """Turn a model ``(x, t, y=None) -> noise | data | score`` into a velocity for :func:`flowbook.solvers.solve`.
-
-    Times are clamped to ``path.t_range``, where the conversion is regular, so that a solve may run from 0 to 1.
-
-    Args:
-        model: any callable ``(x, t, y=None)`` that returns a tensor like x.
-        path: the path it was trained on.
-        prediction: what it returns, "noise", "data", "score" or "velocity".
-
-    Example:
-        >>> always_two = as_velocity(lambda x, t, y=None: torch.full_like(x, 2.0), LinearPath(), prediction="data")
-        >>> always_two(torch.zeros(1, 1), 0.5)
-        tensor([[4.]])
-    """
-    _validate.instance("path", path, Path, "LinearPath()")
-    _validate.one_of("prediction", prediction, QUANTITIES)
-    return ConvertedVelocity(model, path, prediction)
 
 
 def _tensor(t: Tensor | float) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from helpers import ALL_PATHS, INF, MIXTURE, NAN, Recorder, normal
 from torch import Tensor
 
+from flowbook.conversion import as_velocity
 from flowbook.flow_matching import guided
-from flowbook.paths import QUANTITIES, CosinePath, LinearPath, Path, VPPath, as_velocity
+from flowbook.paths import QUANTITIES, CosinePath, LinearPath, Path, VPPath
 from flowbook.solvers import sample
 
 PAIRS = list(itertools.permutations(QUANTITIES, 2))

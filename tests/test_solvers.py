@@ -12,10 +12,11 @@ from helpers import ADAPTIVE, ALL_PATHS, FIXED, INF, METHODS, MIXTURE, NAN, Reco
 from torch import Tensor, nn
 
 from flowbook import metrics
+from flowbook.conversion import as_velocity
 from flowbook.divergence import divergence, rademacher
 from flowbook.flow_matching import flow_matching_loss, guided
 from flowbook.models import MLP
-from flowbook.paths import LinearPath, as_velocity
+from flowbook.paths import LinearPath
 from flowbook.solvers import Solution, sample, solve
 
 methods = pytest.mark.parametrize("method", METHODS)

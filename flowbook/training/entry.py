@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flowbook import _validate
 from flowbook._model import null_label_of
 from flowbook.batch import unpack
+from flowbook.cnf import MaximumLikelihood
 from flowbook.couplings import Coupling
 from flowbook.diffusion import Diffusion
 from flowbook.flow_matching import FlowMatching
@@ -121,7 +122,7 @@ def _check_labels(velocity: nn.Module, loss: Any, x1: Tensor, y: Tensor | None) 
     if isinstance(loss, CrossEntropy):
         _validate.labels("y", y, len(x1), classes=getattr(velocity, "num_classes", None))
     null_label = null_label_of(velocity)
-    if isinstance(loss, (FlowMatching, Diffusion)) and null_label is not None:
+    if isinstance(loss, (FlowMatching, Diffusion, MaximumLikelihood)) and null_label is not None:
         _validate.labels("y", y, len(x1))
         if _validate.values_are_readable(y) and bool((y == null_label).any()):
             low, high = (int(v) for v in y.aminmax())

@@ -1,0 +1,58 @@
+"""A model that predicts noise, data or the score, as a velocity: one more line, and every function takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from flowbook import _validate
+from flowbook._model import Velocity, call, model_calls, null_label_of
+from flowbook.paths import QUANTITIES, Path
+
+
+class ConvertedVelocity(nn.Module):
+    """A model that predicts noise, data or the score, seen as a velocity; made by :func:`as_velocity`."""
+
+    def __init__(self, model: Velocity, path: Path, prediction: str):
+        super().__init__()
+        self.model, self.path, self.prediction = model, path, prediction
+
+    @property
+    def model_calls(self) -> int:
+        return model_calls(self.model)
+
+    @property
+    def null_label(self) -> int | None:
+        return null_label_of(self.model)
+
+    def predict(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        """What the model predicts at the state x of time t."""
+        return call(self.model, x, t, y)
+
+    def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
+        _validate.time("t", t, len(x))
+        low, high = self.path.t_range
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).clamp(low, high)
+        return self.path.convert(self.predict(x, t, y), x, t, source=self.prediction, target="velocity")
+
+
+def as_velocity(model: Callable[..., Tensor], path: Path, prediction: str = "noise") -> ConvertedVelocity:
+    """Turn a model ``(x, t, y=None) -> noise | data | score`` into a velocity for :func:`flowbook.solvers.solve`.
+
+    Times are clamped to ``path.t_range``, where the conversion is regular, so that a solve may run from 0 to 1.
+
+    Args:
+        model: any callable ``(x, t, y=None)`` that returns a tensor like x.
+        path: the path it was trained on.
+        prediction: what it returns, "noise", "data", "score" or "velocity".
+
+    Example:
+        >>> always_two = as_velocity(lambda x, t, y=None: torch.full_like(x, 2.0), LinearPath(), prediction="data")
+        >>> always_two(torch.zeros(1, 1), 0.5)
+        tensor([[4.]])
+    """
+    _validate.instance("path", path, Path, "LinearPath()")
+    _validate.one_of("prediction", prediction, QUANTITIES)
+    return ConvertedVelocity(model, path, prediction)
