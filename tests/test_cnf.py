@@ -58,6 +58,20 @@ def test_law_7_log_prob_of_a_linear_flow_is_right_to_1e_9(shape: tuple[int, ...]
     assert result.latent.shape == x1.shape
 
 
+@pytest.mark.parametrize("trace", [{"trace": "exact"}, {"trace": "hutchinson", "probes": 2}])
+@pytest.mark.parametrize("solver", [{"method": "rk4", "steps": 3}, {"method": "dopri5"}])
+@pytest.mark.parametrize("shift", [0.0, 0.75])
+def test_law_1_a_constant_velocity_moves_the_density_and_zero_leaves_it(
+    shift: float, solver: dict[str, Any], trace: dict[str, Any]
+) -> None:
+    x1 = normal(4, 1, 2, 2)
+    result = cnf.log_prob(lambda x, t: torch.full_like(x, shift), x1, **trace, **solver)
+    torch.testing.assert_close(result.latent, x1 - shift, rtol=0, atol=1e-12)
+    exact = torch.distributions.Normal(shift, 1.0).log_prob(x1).flatten(1).sum(1)
+    torch.testing.assert_close(result.log_prob, exact, rtol=0, atol=1e-12)
+    assert not bool(result.std_err.any())
+
+
 @pytest.mark.parametrize("path", [LinearPath(), VPPath()])
 def test_law_7_log_prob_of_a_mixture_within_a_hundredth_of_a_nat(path: object) -> None:
     mixture = GaussianMixture([[-2.0, 0.0], [2.0, 1.0]], [0.7, 0.5], [0.3, 0.7])

@@ -250,6 +250,7 @@ X = torch.zeros(3, 2)
         (lambda: data.image_folder("no/such/folder", 8), FileNotFoundError, "root: no/such/folder is not a folder"),
         (lambda: data.image_folder(".", 0), ValueError, "size: .*0"),
         (lambda: data.image_folder(".", 8, flip="yes"), TypeError, "flip: .*'yes'"),
+        (lambda: data.image_folder(".", 8, labels="yes"), TypeError, "labels: .*'yes'"),
         (lambda: data.moons().sample(4, 0), TypeError, "generator: .*torch.Generator or None; got 0"),
         (lambda: data.moons(noise="wide"), TypeError, "noise: .*'wide'"),
         (lambda: data.moons(scale="wide"), TypeError, "scale: .*'wide'"),

@@ -6,19 +6,22 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from flowbook import diffusion, models, solvers
+from flowbook import data, diffusion, models, solvers
 from flowbook.analytic import GaussianMixture
 from flowbook.diffusion import NoiseSchedule, SchedulePath, StepModel
 from flowbook.flow_matching import guided
 from flowbook.paths import LinearPath
+from flowbook.training import TrainConfig, fit, load
 
 F64 = torch.float64
 SCHEDULES = {"linear": NoiseSchedule.linear(1000), "cosine": NoiseSchedule.cosine(1000)}
+SHORT = NoiseSchedule.cosine(8)
 schedules = pytest.mark.parametrize("schedule", list(SCHEDULES.values()), ids=list(SCHEDULES))
 
 
@@ -489,6 +492,59 @@ def test_what_is_no_model_of_steps_or_one_of_another_schedule_is_refused(call: C
         call(diffusion.Diffusion(schedule).velocity(network), schedule)
     with pytest.raises(ValueError, match="made for, of 1000 steps; got 60"):
         call(StepModel(network, schedule), NoiseSchedule.cosine(60))
+
+
+PREDICTING = {
+    "ddpm_sample": lambda model, **options: diffusion.ddpm_sample(
+        model, torch.ones(2, 2), SHORT, generator=torch.Generator().manual_seed(0), **options
+    ),
+    "ddim_sample": lambda model, **options: diffusion.ddim_sample(model, torch.ones(2, 2), SHORT, 4, **options),
+    "bits_per_dim": lambda model, **options: diffusion.bits_per_dim(
+        model, torch.ones(2, 2), SHORT, generator=torch.Generator().manual_seed(0), **options
+    ),
+    "ddpm_loss": lambda model, **options: diffusion.ddpm_loss(
+        model, torch.ones(2, 2), SHORT, i=torch.tensor([3, 5]), noise=torch.ones(2, 2), **options
+    ),
+    "probability_flow": lambda model, **options: diffusion.probability_flow(model, SHORT, **options)(
+        torch.ones(2, 2), 0.4
+    ),
+}
+
+
+@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+@pytest.mark.parametrize("use", PREDICTING.values(), ids=PREDICTING)
+def test_a_step_model_knows_what_it_predicts(use: Callable[..., Tensor], prediction: str) -> None:
+    """Sampled as if it predicted the noise, a model of the data gives samples that are no data, and no error."""
+
+    def network(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return torch.tanh(x + t.reshape(-1, 1))
+
+    knowing = StepModel(network, SHORT, prediction)
+    told = use(lambda x, i: knowing(x, i), prediction=prediction)
+    assert torch.equal(use(knowing), told) and torch.equal(use(knowing, prediction=prediction), told)
+    other = next(name for name in diffusion.PREDICTIONS if name != prediction)
+    with pytest.raises(ValueError, match=f"prediction: the model predicts the {prediction}; got '{other}'"):
+        use(knowing, prediction=other)
+    assert not torch.equal(use(lambda x, i: knowing(x, i), prediction=other), told)
+
+
+@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
+def test_law_10_20_steps_are_10_and_a_resume_and_10_bit_for_bit(prediction: str, tmp_path: Path) -> None:
+    def network() -> models.MLP:
+        torch.manual_seed(0)
+        return models.MLP(2, hidden=16)
+
+    loss = diffusion.Diffusion(NoiseSchedule.linear(50, rescale=True), prediction=prediction)
+    config = TrainConfig(steps=20, batch_size=16, accumulate=2, average_half_life=100.0)
+    whole = fit(network(), loss, data.moons(), config, out=tmp_path / "whole")
+    first = fit(network(), loss, data.moons(), config, out=tmp_path / "cut", stop_after=10)
+    torch.manual_seed(123)
+    second = fit(network(), loss, data.moons(), config, out=tmp_path / "cut")
+    assert torch.equal(torch.cat([first.losses, second.losses]), whole.losses)
+    stored = load(tmp_path / "cut")
+    x = normal(3, 2).float()
+    assert torch.equal(stored(x, 0.3), whole.velocity(x, 0.3))
+    assert stored.model.prediction == prediction
 
 
 def test_the_probability_flow_refuses_times_outside_0_and_1() -> None:

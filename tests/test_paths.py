@@ -279,6 +279,7 @@ def test_misuse_names_the_argument(path: Path, call, error: type[Exception], mes
         (lambda: VPPath(beta_max=0.05), ValueError, "beta_max: .*0.05"),
         (lambda: VPPath(beta_max=INF), ValueError, "beta_max"),
         (lambda: as_velocity(lambda x, t: x, "cosine"), TypeError, "path: .*got 'cosine'"),
+        (lambda: as_velocity(lambda x, t: x, LinearPath(), "data")(torch.ones(2, 1), 1.5), ValueError, "t: .*1.5"),
         (lambda: as_velocity(lambda x, t: x, VPPath), TypeError, "path: .*got the class VPPath itself"),
     ],
 )

@@ -23,7 +23,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from flowbook import data, keyed
 from flowbook.analytic import GaussianMixture
+from flowbook.cnf import MaximumLikelihood
 from flowbook.couplings import Coupled, Independent, OptimalTransport
+from flowbook.diffusion import Diffusion, NoiseSchedule
 from flowbook.flow_matching import FlowMatching
 from flowbook.models import MLP, Classifier, UNet
 from flowbook.models.classifier import CrossEntropy
@@ -392,6 +394,7 @@ def shuffled(x0: Tensor, x1: Tensor, y: Tensor | None = None) -> Coupled:
 
 
 X = normal(40, 2).float()
+ONE_TO_THREE = torch.tensor([1, 2, 3, 1])
 
 
 @pytest.mark.parametrize(
@@ -663,10 +666,13 @@ def test_misuse_of_the_settings_names_the_field(settings: dict[str, Any], error:
         ({"config": {"steps": 3}}, TypeError, r"config: expected a TrainConfig such as .*; got a dict"),
         ({"preview": "grid"}, TypeError, "preview: .*got 'grid'"),
         ({"out": __file__}, ValueError, "out: expected a folder; .*test_training.py is a file"),
-        (
-            {"velocity": MLP(2, num_classes=3), "data": (torch.zeros(4, 2), torch.tensor([1, 2, 3, 1]))},
-            ValueError,
-            "y: 3 is the model's null label.*got 1 to 3",
+        *(
+            (
+                {"velocity": MLP(2, num_classes=3), "loss": loss, "data": (torch.zeros(4, 2), ONE_TO_THREE)},
+                ValueError,
+                "y: 3 is the model's null label.*got 1 to 3",
+            )
+            for loss in (FlowMatching(), Diffusion(NoiseSchedule.cosine(8)), MaximumLikelihood())
         ),
         (
             {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,15 @@ def diagnose(got: Tensor, expected: Tensor, mistakes: dict[str, Tensor], what: s
     raise AssertionError(
         f"{what}: off by up to {float((got - expected).abs().max()):.3g}, and by no mistake known here"
     )
+
+
+def diagnose_number(
+    value: float, expected: float, mistakes: dict[str, float], hint: str, *, tolerance: float, what: str = "value"
+) -> None:
+    """The same for one number, which may be off by the tolerance; the hint is for a mistake that is not known here."""
+    if math.isclose(value, expected, abs_tol=tolerance):
+        return
+    for diagnosis, result in mistakes.items():
+        if math.isclose(value, result, abs_tol=tolerance):
+            raise AssertionError(f"{what}: {diagnosis}")
+    raise AssertionError(f"{what}: got {value:.4g}; {hint}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbook.checks._diagnosis import diagnose
+from flowbook.checks._diagnosis import diagnose, diagnose_number
 from flowbook.diffusion import NoiseSchedule, ddim_sample, ddim_steps
 
 
@@ -22,14 +22,17 @@ def amplitude_left(value: float) -> str:
     """
     betas = torch.linspace(1e-4, 0.02, 50, dtype=torch.float64)
     abar = float((1 - betas).prod())
-    if math.isclose(value, abar, abs_tol=2e-3):
-        raise AssertionError("value: this is abar, the share of the variance; the amplitude is its root")
-    if math.isclose(value, 1 - abar, abs_tol=2e-3) or math.isclose(value, math.sqrt(1 - abar), abs_tol=2e-3):
-        raise AssertionError("value: this is the noise's share, not the data's")
-    if math.isclose(value, math.sqrt(0.98), abs_tol=1e-3):
-        raise AssertionError("value: this is the last step alone; multiply over all of them")
-    if not math.isclose(value, math.sqrt(abar), abs_tol=2e-3):
-        raise AssertionError(f"value: got {value}; multiply 1 - beta over all steps, and take the root")
+    noise = "this is the noise's share, not the data's"
+    diagnose_number(
+        value, math.sqrt(abar),
+        {
+            "this is abar, the share of the variance; the amplitude is its root": abar,
+            f"{noise}: its variance": 1 - abar,
+            f"{noise}: its amplitude": math.sqrt(1 - abar),
+            "this is the last step alone; multiply over all of them": math.sqrt(0.98),
+        },
+        "multiply 1 - beta over all steps, and take the root", tolerance=2e-3,
+    )  # fmt: skip
     return "right: sampling would start from noise that the last step has never seen"
 
 
@@ -133,14 +136,14 @@ def renoised_std(value: float) -> str:
         >>> renoised_std(0.3536)
         'right: s divided by the root of 2, however many steps are taken'
     """
-    if math.isclose(value, 0.5, abs_tol=5e-3):
-        raise AssertionError("value: 0.5 would be right sampling; the fresh noise here forgets what x_i says beyond x1")
-    if math.isclose(value, 0.125, abs_tol=2e-3):
-        raise AssertionError("value: this is the variance; the standard deviation is its root")
-    if not math.isclose(value, 0.5 / math.sqrt(2), abs_tol=5e-3):
-        raise AssertionError(
-            f"value: got {value}; find the variance that one step leaves as it is, and let abar go to 1"
-        )
+    diagnose_number(
+        value, 0.5 / math.sqrt(2),
+        {
+            "0.5 would be right sampling; the fresh noise here forgets what x_i says beyond x1": 0.5,
+            "this is the variance; the standard deviation is its root": 0.125,
+        },
+        "find the variance that one step leaves as it is, and let abar go to 1", tolerance=5e-3,
+    )  # fmt: skip
     return "right: s divided by the root of 2, however many steps are taken"
 
 
@@ -151,16 +154,15 @@ def noise_floor(value: float) -> str:
         >>> noise_floor(0.2)
         'right: the noise cannot be told from the data, and less so the less noise there is'
     """
-    if math.isclose(value, 0.0, abs_tol=1e-3):
-        raise AssertionError("value: not 0: x_i does not determine the noise in it, since the data vary too")
-    if math.isclose(value, 0.8, abs_tol=5e-3):
-        raise AssertionError("value: this is the share of the noise that is explained; the loss is the rest")
-    if math.isclose(value, 0.1, abs_tol=2e-3):
-        raise AssertionError(
-            "value: this is the variance of the data's part of x_i; divide by what the noise is scaled by"
-        )
-    if not math.isclose(value, 0.2, abs_tol=2e-3):
-        raise AssertionError(f"value: got {value}; condition the jointly Gaussian pair (noise, x_i) on x_i")
+    diagnose_number(
+        value, 0.2,
+        {
+            "not 0: x_i does not determine the noise in it, since the data vary too": 0.0,
+            "this is the share of the noise that is explained; the loss is the rest": 0.8,
+            "this is the variance of the data's part of x_i; divide by what the noise is scaled by": 0.1,
+        },
+        "condition the jointly Gaussian pair (noise, x_i) on x_i", tolerance=2e-3,
+    )  # fmt: skip
     return "right: the noise cannot be told from the data, and less so the less noise there is"
 
 
