@@ -45,8 +45,7 @@ def longest_pause() -> dict[str, float]:
 
 
 def main() -> None:
-    options = measure.parser(__doc__)
-    options.add_argument("--rounds", type=int, default=9)
+    options = measure.parser(__doc__, rounds=9)
     options.add_argument("--steps", type=int, default=20)
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)

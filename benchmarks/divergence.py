@@ -25,26 +25,13 @@ import measure
 import torch
 import zuko.transforms
 from flow_matching.solver import ODESolver
-from torch import Tensor, nn
+from networks import Velocity
+from torch import Tensor
 
 from flowbook.divergence import divergence
 
 BATCHES = {2: 4096, 64: 512, 784: 16}
 TIME = 0.5
-
-
-class Velocity(nn.Module):
-    """v(x, t): x (B, D) or (D,), t a 0-d tensor."""
-
-    def __init__(self, dim: int, hidden: int = 128):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(dim + 1, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
-            nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, dim),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.layers(torch.cat([x, t.expand(*x.shape[:-1], 1)], dim=-1))
 
 
 def ways(velocity: Velocity, x: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -85,8 +72,7 @@ def one_evaluation(field: Callable[..., Any], x: tuple[Tensor, ...], t0: float, 
 
 
 def main() -> None:
-    options = measure.parser(__doc__)
-    options.add_argument("--rounds", type=int, default=21)
+    options = measure.parser(__doc__, rounds=21)
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     zuko.transforms.odeint = one_evaluation

@@ -73,8 +73,7 @@ def images_per_second(contenders: dict[str, Callable[[], int]], rounds: int) -> 
 
 
 def main() -> None:
-    options = measure.parser(__doc__)
-    options.add_argument("--rounds", type=int, default=5)
+    options = measure.parser(__doc__, rounds=5)
     options.add_argument("--steps", type=int, default=20, help="training steps a round")
     arguments = options.parse_args()
     if not torch.cuda.is_available():

@@ -29,7 +29,8 @@ import measure
 import torch
 import zuko.transforms
 from flow_matching.solver import ODESolver
-from torch import Tensor, nn
+from networks import Velocity
+from torch import Tensor
 from torchdiffeq import odeint
 
 from flowbook import data
@@ -42,22 +43,6 @@ BOUND = 1e-3
 BATCHES = {2: 1024, 64: 128}
 STEPS = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 50, 64, 80, 100, 128, 160, 200, 256, 400, 800)
 TOLERANCES = tuple(10.0 ** (-n / 2) for n in range(2, 15))
-
-
-class Velocity(nn.Module):
-    """v(x, t) of a multilayer perceptron; t is a 0-d tensor, or one number for each sample."""
-
-    def __init__(self, dim: int, hidden: int = 128):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(dim + 1, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
-            nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, dim),
-        )  # fmt: skip
-        self.calls = 0
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        self.calls += 1
-        return self.layers(torch.cat([x, t.reshape(-1, 1).expand(len(x), 1)], dim=1))
 
 
 @dataclass(frozen=True)
@@ -195,8 +180,7 @@ def profile(velocity: Velocity, x1: Tensor, calls: int, run: Callable[[], Any]) 
 
 
 def main() -> None:
-    options = measure.parser(__doc__)
-    options.add_argument("--rounds", type=int, default=11)
+    options = measure.parser(__doc__, rounds=11)
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     result = {}

@@ -103,10 +103,12 @@ def save(name: str, result: dict[str, Any], *, peers: tuple[str, ...] = (), note
     return path
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The options that every script has: threads, a note for the result, and whether to keep the result at all."""
+def parser(doc: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
+    """The options that scripts share: threads, rounds of timing if any, a note, whether to keep the result at all."""
     options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--threads", type=int, default=1, help="torch's threads (default 1)")
+    if rounds is not None:
+        options.add_argument("--rounds", type=int, default=rounds, help=f"of interleaved timing (default {rounds})")
     options.add_argument("--note", help="a remark on the conditions, stored with the result")
     options.add_argument("--dry", action="store_true", help="print the numbers, write no file")
     return options

@@ -102,8 +102,7 @@ def task(name: str) -> tuple[nn.Module, Any, Callable[[], tuple[Tensor, Tensor |
 
 
 def main() -> None:
-    options = measure.parser(__doc__)
-    options.add_argument("--rounds", type=int, default=11)
+    options = measure.parser(__doc__, rounds=11)
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     result = {}
