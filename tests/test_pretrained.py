@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import needs_mnist
-from torch import nn
+from torch import Tensor, nn
 
-from flowbook import data, metrics, models, scores
+from flowbook import cnf, data, metrics, models, scores
 from flowbook.models import pretrained
 
 NAMES = ("mnist.safetensors", "mnist_classifier.safetensors", "digits_classifier.safetensors")
@@ -140,3 +140,46 @@ def test_the_judge_reads_mnists_test_images() -> None:
     mean, covariance = models.load_moments("mnist")["test"]
     torch.testing.assert_close(features.double().mean(0), mean, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(torch.cov(features.double().T), covariance, rtol=1e-2, atol=1e-2)
+
+
+def test_bits_of_images_belong_to_the_image_whatever_its_batch() -> None:
+    def velocity(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return torch.tanh(x) * (1 - t) + (0 if y is None else 0.1 * y.reshape(-1, 1, 1, 1))
+
+    images, labels = (part[:10] for part in data.digits("test"))
+    whole = scores.bits_of_images(velocity, images, 17, y=labels, steps=3)
+    parts = scores.bits_of_images(velocity, images, 17, y=labels, steps=3, batch_size=3)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+    assert not torch.allclose(scores.bits_of_images(velocity, images, 17, y=labels, steps=3, seed=1), whole)
+    assert not torch.allclose(scores.bits_of_images(velocity, images, 17, y=1 - labels, steps=3), whole)
+    with pytest.raises(ValueError, match=r"batch_size: .*0"):
+        scores.bits_of_images(velocity, images, 17, batch_size=0)
+    with pytest.raises(ValueError, match="y: expected one label per sample"):
+        scores.bits_of_images(velocity, images, 17, y=labels[:5])
+
+
+def test_bits_of_images_have_the_mean_of_the_exact_density() -> None:
+    """The flow of v = A x, image by image: A is not symmetric, so that single probes scatter."""
+    matrix = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)) / 3
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return (x.flatten(1) @ matrix.T).reshape(x.shape)
+
+    images = torch.randint(5, (4000, 1, 2, 2), generator=torch.Generator().manual_seed(1)).float() / 2 - 1
+    bits = scores.bits_of_images(velocity, images, 5, batch_size=1000)
+    x = cnf.dequantize(images, 5, torch.Generator().manual_seed(2))
+    exact = cnf.bits_per_dim(cnf.log_prob(velocity, x, steps=20).log_prob, 4, 5)
+    error = float((bits.var() + exact.var()).sqrt()) / 4000**0.5
+    assert abs(float(bits.mean() - exact.mean())) < 4 * error
+    assert bits.std() > 1.2 * exact.std()
+
+
+@needs_mnist
+def test_the_bits_of_the_shipped_model_are_the_stored_ones() -> None:
+    stored = json.loads(pretrained.asset("mnist_bits.json").read_text())
+    images = data.mnist("test")[0][: len(stored["first"])]
+    bits = scores.bits_of_images(models.load_pretrained("mnist_dequantized"), images, steps=stored["steps"])
+    torch.testing.assert_close(bits, torch.tensor(stored["first"]), rtol=0, atol=2e-3)
+    few = torch.tensor(stored["first"])
+    mean, error = stored["bits_per_dim"]["mean"], float(few.std()) / len(few) ** 0.5
+    assert abs(float(few.mean()) - mean) < 4 * error
