@@ -665,6 +665,8 @@ def test_misuse_of_the_settings_names_the_field(settings: dict[str, Any], error:
         ({"coupling": OptimalTransport}, TypeError, "coupling: .*class OptimalTransport itself"),
         ({"config": {"steps": 3}}, TypeError, r"config: expected a TrainConfig such as .*; got a dict"),
         ({"preview": "grid"}, TypeError, "preview: .*got 'grid'"),
+        ({"velocity": mlp().requires_grad_(False)}, ValueError, "velocity: expected weights that can be trained"),
+        ({"velocity": nn.Identity()}, ValueError, "velocity: expected weights that can be trained"),
         ({"out": __file__}, ValueError, "out: expected a folder; .*test_training.py is a file"),
         *(
             (

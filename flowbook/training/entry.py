@@ -97,6 +97,11 @@ def check(
 ) -> None:
     if not isinstance(velocity, nn.Module):
         raise TypeError(f"velocity: expected a torch.nn.Module to train; got {type(velocity).__name__}")
+    if not any(parameter.requires_grad for parameter in velocity.parameters()):
+        raise ValueError(
+            "velocity: expected weights that can be trained; none of this one's require gradients, as in the averaged "
+            "copy that a run returns (velocity.requires_grad_(True) makes a copy trainable)"
+        )
     _validate.function("loss", loss, "FlowMatching()")
     _validate.instance("config", config, TrainConfig, "TrainConfig(steps=1000)")
     if coupling is not None:
