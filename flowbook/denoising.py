@@ -92,7 +92,7 @@ def denoise(
             result, nfe = _posterior_mean(velocity, x, t, y, path), model_calls(velocity)
     else:
         result, nfe = _follow(velocity, path.alpha(_per_sample(t, x)) * x, t, y, options)
-    return Denoised(result, t, torch.as_tensor(noise_std).to(x), nfe + spent)
+    return Denoised(result, t, torch.as_tensor(noise_std, dtype=x.dtype, device=x.device), nfe + spent)
 
 
 def time_of_noise(path: Path, noise_std: Tensor | float) -> Tensor:
@@ -111,7 +111,7 @@ def time_of_noise(path: Path, noise_std: Tensor | float) -> Tensor:
         tensor(0.2500, dtype=torch.float64)
     """
     _validate.instance("path", path, Path, "LinearPath()")
-    s = torch.as_tensor(noise_std).double()
+    s = torch.as_tensor(noise_std, dtype=torch.float64)
     low, high = torch.zeros_like(s), torch.ones_like(s)
 
     def excess(t: Tensor) -> Tensor:  # of the path's noise over the wanted one, without a division by alpha(0) = 0

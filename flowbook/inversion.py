@@ -316,6 +316,7 @@ def edit(
     for name, labels in (("y", y), ("new_y", new_y)):
         _validate.labels(name, labels, len(x1))
     _validate.number("strength", strength, 0, 1, low_open=True)
+    _validate.number("guidance", guidance, -math.inf, math.inf)
     if isinstance(velocity, Guided):
         raise TypeError("velocity: expected one without guidance, which is for the way forward; pass guidance instead")
     towards = velocity if guidance == 1.0 else _guide(velocity, guidance, null_label)
@@ -340,6 +341,7 @@ def _refuse(options: dict[str, Any], names: Sequence[str], reason: str) -> None:
 
 def _check_pair(a: Tensor, b: Tensor) -> None:
     _validate.float_tensor("a", a, min_dim=2, finite=True)
+    _validate.float_tensor("b", b, min_dim=2, finite=True)
     _validate.same_shape("b", b, "a", a)
     if b.dtype != a.dtype:
         raise TypeError(f"b: expected the dtype of a, {a.dtype}; got {b.dtype}")
