@@ -38,20 +38,16 @@ def anomaly_score(
 ) -> Tensor:  # fmt: skip
     r"""How unlike the training data each sample is, shape (B,); larger is more anomalous.
 
-    ============== ========================================================= ==============================
-    kind           score                                                     options
-    ============== ========================================================= ==============================
-    likelihood     :math:`-\log p(x)`, nats                                  of :func:`~flowbook.cnf.log_prob`
-    typicality     :math:`|\log p(x) - m|`, nats                             of ``log_prob``
-    latent_norm    :math:`|\|x_0\|^2 - m| / D`                               of :func:`~flowbook.inversion.invert`
-    reconstruction :math:`\|d(x + s\epsilon) - x\|^2 / D`                    noise_std, draws, path, generator
-    ============== ========================================================= ==============================
+    * "likelihood": :math:`-\log p(x)`, in nats.
+    * "typicality": :math:`|\log p(x) - m|`, in nats. What is much likelier than data are is as suspect as what is much
+      less likely (Nalisnick et al. 2019b, for single samples).
+    * "latent_norm": :math:`|\|x_0\|^2 - m| / D`, with the latent :math:`x_0`.
+    * "reconstruction": :math:`\|d(x + s\epsilon) - x\|^2 / D`. Noise is added and taken away again by the posterior
+      mean d: the model can put back only what it has seen (Graham et al. 2023).
 
-    m is the mean of the same quantity over the reference, data that the model was trained on or, better, data like it
-    that were held out. Typicality is the test of Nalisnick et al. (2019b) for single samples: what is much likelier
-    than the data is as suspect as what is much less likely. A latent of N(0, I) has :math:`m = D`, which is taken
-    without a reference; where data fill no volume the latents are shorter, and a reference is needed. Reconstruction
-    adds noise and takes it away again (Graham et al. 2023): the model can put back only what it has seen.
+    m is the mean of the same quantity over the reference: data like those that the model was trained on, best held out.
+    A latent of N(0, I) has m = D, which is taken without a reference; where data fill no volume, as images with a black
+    margin, the latents are shorter, and only a reference says by how much.
 
     Args:
         velocity: ``v(x, t, y=None)``, trained on data that are not anomalous.
@@ -60,9 +56,10 @@ def anomaly_score(
         y: labels, shape (B,); a class-conditional model reads None as its null label.
         reference: for "typicality" and "latent_norm", data (N, ...), scored without labels; or m itself, a number,
             where it is known already.
-        options: by kind, see the table. The first three solve by rk4 with 50 steps unless told otherwise, so that a
-            score does not depend on the rest of the batch. For reconstruction ``noise_std`` is 1, ``draws`` of noise
-            are averaged (1), and ``path`` is as in :func:`~flowbook.denoising.denoise`.
+        options: of :func:`~flowbook.cnf.log_prob` for the first two, of :func:`~flowbook.inversion.invert` for the
+            third, all by rk4 with 50 steps unless told otherwise: with fixed steps a score does not depend on the rest
+            of the batch. For reconstruction ``noise_std`` (1), the number of ``draws`` averaged (1), ``generator``, and
+            ``path`` as in :func:`~flowbook.denoising.denoise`.
 
     Raises:
         ValueError, TypeError: for arguments that do not fit; for options and references that the kind does not take.

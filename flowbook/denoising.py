@@ -117,8 +117,8 @@ def time_of_noise(path: Path, noise_std: Tensor | float) -> Tensor:
     def excess(t: Tensor) -> Tensor:  # of the path's noise over the wanted one, without a division by alpha(0) = 0
         return path.sigma(t) - s * path.alpha(t)
 
-    # t = 1 within rounding: what a path leaves there is a number that users type.
-    if not bool(((excess(low) >= 0) & (excess(high) <= 1e-9)).all()):
+    # What a path leaves at t = 1 is typed with a few digits: 0.01 for the 0.010001 of a schedule.
+    if not bool(((excess(low) >= 0) & (excess(high) <= 1e-3 * path.sigma(high))).all()):
         first, last = (float(path.sigma(end) / path.alpha(end)) for end in (0.0, 1.0))
         raise ValueError(
             f"noise_std: {path!r} has noise levels from {last:.4g} to {first:.4g}; got "

@@ -51,6 +51,12 @@ def test_the_time_of_a_noise_level_has_that_level(path: Path) -> None:
     assert float(time_of_noise(path, at_end)) == pytest.approx(1.0, abs=1e-6)
 
 
+def test_the_least_noise_of_a_schedule_may_be_rounded() -> None:
+    assert float(time_of_noise(SchedulePath(SCHEDULE), 0.01)) == 1.0
+    with pytest.raises(ValueError, match=r"noise levels from 0.01 to 157.4; got 0.0099 to 0.0099"):
+        time_of_noise(SchedulePath(SCHEDULE), 0.0099)
+
+
 def test_on_the_linear_path_the_time_is_one_over_one_plus_the_level() -> None:
     levels = torch.tensor([0.0, 0.5, 1.0, 3.0, 1e4], dtype=F64)
     torch.testing.assert_close(time_of_noise(LinearPath(), levels), 1 / (1 + levels), rtol=1e-12, atol=0)
