@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flowbook import _validate
 from flowbook._model import Velocity, call, model_calls, null_label_of
-from flowbook.paths import QUANTITIES, Path
+from flowbook.paths import QUANTITIES, LinearPath, Path
 
 
 class ConvertedVelocity(nn.Module):
@@ -56,3 +56,20 @@ def as_velocity(model: Callable[..., Tensor], path: Path, prediction: str = "noi
     _validate.instance("path", path, Path, "LinearPath()")
     _validate.one_of("prediction", prediction, QUANTITIES)
     return ConvertedVelocity(model, path, prediction)
+
+
+def path_of(velocity: Velocity) -> Path:
+    """The path of a velocity made by conversion, also behind guidance; LinearPath() for every other velocity.
+
+    Example:
+        >>> from flowbook.paths import CosinePath
+        >>> path_of(as_velocity(lambda x, t, y=None: x, CosinePath())), path_of(lambda x, t, y=None: x)
+        (CosinePath(), LinearPath(sigma_min=0.0))
+    """
+    while not isinstance(velocity, ConvertedVelocity):
+        # Guidance keeps the velocity in the one attribute, torch's wrappers keep a module in the other.
+        inner = getattr(velocity, "velocity", None) or getattr(velocity, "module", None)
+        if inner is None:
+            return LinearPath()
+        velocity = inner
+    return velocity.path

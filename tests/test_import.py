@@ -33,8 +33,8 @@ print(json.dumps({{"seconds": seconds, "loaded": sorted({{name.partition(".")[0]
 
 MODULES = [
     "flowbook", "flowbook.paths", "flowbook.couplings", "flowbook.analytic", "flowbook.solvers", "flowbook.divergence",
-    "flowbook.flow_matching", "flowbook.data", "flowbook.metrics", "flowbook.models", "flowbook.training",
-    "flowbook.cli",
+    "flowbook.flow_matching", "flowbook.inversion", "flowbook.denoising", "flowbook.anomaly", "flowbook.foreign",
+    "flowbook.data", "flowbook.metrics", "flowbook.models", "flowbook.training", "flowbook.cli",
 ]  # fmt: skip
 
 
