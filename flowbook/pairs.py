@@ -1,25 +1,15 @@
 r"""Pairs of noise and the data that a flow makes of it: what Reflow (chapter 4) learns from.
 
-A folder of pairs is written shard by shard, each complete or absent, so that a kill loses one shard at most:
-
-    manifest.json           the settings that decide every number, and a digest of the weights
-    shard_000000/           pairs 0 to shard_size - 1
-        x0.npy, x1.npy      shape (rows, ...), opened without being read
-        y.npy               labels, where there are any
-        shard.json          the model calls that a pair took
-
-Noise and label of pair n depend on the seed and on n alone. Batches start anew in each shard, so the data do not depend
-on the number of processes or on interruptions either, bit for bit; another batch size rounds differently.
+A folder of pairs is written shard by shard, each complete or absent, so that a kill loses one shard at most; its
+``manifest.json`` has the settings that decide every number, and a digest of the teacher's weights. Noise and label of
+pair n depend on the seed and on n alone. Batches start anew in each shard, so the data do not depend on the number of
+processes or on interruptions either, bit for bit; another batch size rounds differently.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,20 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-import flowbook
 from flowbook import _validate, keyed
 from flowbook._digest import digest
-from flowbook._files import flush, write_text
 from flowbook._model import Velocity, null_label_of
+from flowbook._pair_files import NOTES, PairFolder
 from flowbook.data import Source
 from flowbook.solvers import sample
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-NOTES = ("torch", "flowbook")  # of the manifest: for readers, never compared
-PATIENCE = 600.0
-"""Seconds that a process waits for another one's next shard."""
 
 
 @dataclass(frozen=True)
@@ -138,23 +123,33 @@ def generate_pairs(
     solver = {"method": method} | ({"rtol": rtol, "atol": atol} if steps is None else {"steps": steps})
     teacher = _Teacher(velocity, _source(source), y, seed, solver)
     x0, *_ = teacher.pairs(0, 1)  # on trial: what is wrong with the arguments shows before anything is written
-    settings = {
+    folder = PairFolder.claim(Path(out), {
         "n": n, "shape": list(x0.shape[1:]), "dtype": str(x0.dtype).removeprefix("torch."), "seed": seed, **solver,
         "batch_size": batch_size, "shard_size": shard_size, "velocity": _word_for(velocity, name),
         "source": digest(keyed_noise(teacher.source, seed, 0, keyed.BLOCK)), "labels": None if y is None else digest(y),
-    }  # fmt: skip
-    folder = Path(out)
-    _claim(folder, settings)
+    })  # fmt: skip
 
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    mine = {k: _rows(settings, k) for k in range(rank, _shards(settings), processes)}
-    to_do = {k: rows for k, rows in mine.items() if not _shard(folder, k).is_dir()}
-    total, left = (sum(map(len, shards.values())) for shards in (mine, to_do))
-    with _progress_bar(progress, rank, total, initial=total - left) as bar:
-        for k, rows in to_do.items():
-            _write_shard(folder, k, rows, settings, teacher, bar)
-    _wait_for_others(folder, settings)
-    return PairDataset(folder)
+    mine, missing = range(rank, folder.shards, processes), folder.missing()
+    with _progress_bar(progress, rank, folder, mine, missing) as bar:
+        for k in sorted(set(mine) & set(missing)):
+            with folder.writing(k) as (arrays, notes):
+                notes["nfe"] = _fill(arrays, folder.rows(k), batch_size, teacher, bar)
+    folder.wait_for_others()
+    return PairDataset(folder.path)
+
+
+def _fill(arrays: dict[str, Any], rows: range, batch_size: int, teacher: _Teacher, bar: tqdm[NoReturn]) -> float:
+    """Write a shard's pairs, batch by batch; the model calls of a pair, on average."""
+    calls = 0
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        *parts, nfe = teacher.pairs(batch[0], len(batch))
+        for array, part in zip(arrays.values(), parts, strict=False):  # without labels there are two arrays
+            array[start : start + len(batch)] = part
+        calls += nfe * len(batch)
+        bar.update(len(batch))
+    return calls / len(rows)
 
 
 @dataclass(frozen=True)
@@ -175,102 +170,6 @@ class _Teacher:
         if not bool(torch.isfinite(x1).all()):
             raise RuntimeError(f"velocity: the data of pairs {first} to {first + n - 1} are not all finite")
         return x0, x1, y, solution.nfe
-
-
-def _write_shard(
-    folder: Path, k: int, rows: range, settings: dict[str, Any], teacher: _Teacher, bar: tqdm[NoReturn]
-) -> None:
-    final = _shard(folder, k)
-    for leftover in folder.glob(f".{final.name}.*"):  # of an attempt that was killed
-        shutil.rmtree(leftover)
-    temporary = folder / f".{final.name}.{os.getpid()}"
-    temporary.mkdir()
-    files = {
-        name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", dtype, shape)
-        for name, (dtype, shape) in _arrays(settings, len(rows)).items()
-    }
-    calls = 0
-    for start in range(0, len(rows), settings["batch_size"]):
-        n = min(settings["batch_size"], len(rows) - start)
-        x0, x1, y, nfe = teacher.pairs(rows[start], n)
-        for name, part in zip(files, (x0, x1, y), strict=False):
-            files[name][start : start + n] = part
-        calls += n * nfe
-        bar.update(n)
-    for array in files.values():
-        array.flush()
-    (temporary / "shard.json").write_text(json.dumps({"nfe": calls / len(rows)}) + "\n")
-    for file in temporary.iterdir():
-        flush(file)
-    os.replace(temporary, final)
-    flush(folder)
-
-
-# The folder -----------------------------------------------------------------------------------------------------------
-
-
-def _shard(folder: Path, k: int) -> Path:
-    return folder / f"shard_{k:06d}"
-
-
-def _shards(settings: dict[str, Any]) -> int:
-    return math.ceil(settings["n"] / settings["shard_size"])
-
-
-def _rows(settings: dict[str, Any], k: int) -> range:
-    return range(k * settings["shard_size"], min(settings["n"], (k + 1) * settings["shard_size"]))
-
-
-def _arrays(settings: dict[str, Any], rows: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Type and shape of each array of a shard."""
-    ends = (np.dtype(settings["dtype"]), (rows, *settings["shape"]))
-    labels = {} if settings["labels"] is None else {"y": (np.dtype(np.int64), (rows,))}
-    return {"x0": ends, "x1": ends, **labels}
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder these settings', or refuse it if it is others'."""
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
-        if any(folder.iterdir()):
-            raise ValueError(f"out: expected an empty folder, or one of pairs; {folder} holds other files")
-        notes = {"torch": torch.__version__, "flowbook": flowbook.__version__}
-        write_text(manifest, json.dumps(settings | notes, indent=2) + "\n")
-    was = _read_manifest(folder)
-    if differing := [f"{k} was {was.get(k)!r}, is {v!r}" for k, v in settings.items() if was.get(k) != v]:
-        raise ValueError(f"out: {folder} holds pairs made with other settings ({'; '.join(differing)}); choose another")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        raise FileNotFoundError(f"folder: {folder} holds no pairs: there is no manifest.json; see generate_pairs")
-    try:
-        settings = json.loads(manifest.read_text())
-        for name in ("n", "shard_size"):
-            _validate.positive_int(name, settings[name])
-        _arrays(settings, 0)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"folder: {manifest} is damaged or of another program: {error!r}") from error
-    return settings
-
-
-def _wait_for_others(folder: Path, settings: dict[str, Any]) -> None:
-    """Until the other processes' shards are there; an error when none of them has come for long."""
-    last, since = -1, time.monotonic()
-    while (done := sum(_shard(folder, k).is_dir() for k in range(_shards(settings)))) < _shards(settings):
-        if done > last:
-            last, since = done, time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
-            raise TimeoutError(
-                f"out: {_shards(settings) - done} shards of {folder} are missing, and no other process has written one "
-                f"for {PATIENCE:.0f} seconds; call again to make them"
-            )
-        time.sleep(0.1)
-
-
-# Arguments ------------------------------------------------------------------------------------------------------------
 
 
 def _source(source: Source | Sequence[int]) -> Source:
@@ -311,14 +210,16 @@ def _device(velocity: Velocity) -> torch.device:
     return torch.device("cpu") if weight is None else weight.device
 
 
-def _progress_bar(progress: bool | None, rank: int, total: int, initial: int) -> tqdm[NoReturn]:
+def _progress_bar(
+    progress: bool | None, rank: int, folder: PairFolder, mine: range, missing: list[int]
+) -> tqdm[NoReturn]:
+    """tqdm over this process's pairs, on the first process, where a person watches."""
     from tqdm.auto import tqdm
 
     show = sys.stderr.isatty() if progress is None else progress
-    return tqdm(total=total, initial=initial, unit="pair", disable=not show or rank > 0)
-
-
-# Reading --------------------------------------------------------------------------------------------------------------
+    total = sum(len(folder.rows(k)) for k in mine)
+    left = sum(len(folder.rows(k)) for k in set(mine) & set(missing))
+    return tqdm(total=total, initial=total - left, unit="pair", disable=not show or rank > 0)
 
 
 class PairDataset(Dataset[Any]):
@@ -338,19 +239,21 @@ class PairDataset(Dataset[Any]):
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder)
+        self._folder = PairFolder.read(Path(folder))
+        self.manifest = self._folder.settings
         """The settings that the pairs were made with."""
-        count = _shards(self.manifest)
-        if missing := count - sum(_shard(self.folder, k).is_dir() for k in range(count)):
+        if missing := self._folder.missing():
             raise FileNotFoundError(
-                f"folder: {missing} of {count} shards are missing in {self.folder}; make them by calling "
+                f"folder: {len(missing)} of {self._folder.shards} shards are missing in {folder}; make them by calling "
                 "generate_pairs again, with the same settings"
             )
-        self._shards = [_open(self.folder, self.manifest, k) for k in range(count)]
+        self._shards = [self._folder.open(k) for k in range(self._folder.shards)]
 
     def __len__(self) -> int:
         return int(self.manifest["n"])
+
+    def __reduce__(self) -> Any:
+        return type(self), (self._folder.path,)  # a copy opens the files again: it does not carry their content
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """One pair (x0, x1, y)."""
@@ -361,7 +264,7 @@ class PairDataset(Dataset[Any]):
         """The pairs of some indices: x0 and x1 of shape (B, ...), y (B,) or None."""
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(f"indices: expected 0 to {len(self) - 1}; got {indices.min()} to {indices.max()}")
-        parts = [np.empty((len(indices), *shape[1:]), dtype) for dtype, shape in _arrays(self.manifest, 0).values()]
+        parts = [np.empty((len(indices), *shape[1:]), dtype) for dtype, shape in self._folder.arrays(0).values()]
         for row, index in enumerate(indices.tolist()):
             k, place = divmod(index, self.manifest["shard_size"])
             for part, array in zip(parts, self._shards[k], strict=True):
@@ -370,9 +273,11 @@ class PairDataset(Dataset[Any]):
         return x0, x1, y[0] if y else None
 
     @property
-    def labelled(self) -> bool:
-        """Whether the pairs have labels."""
-        return self.manifest["labels"] is not None
+    def labels(self) -> Tensor | None:
+        """All labels, shape (n,), or None."""
+        if self.manifest["labels"] is None:
+            return None
+        return torch.cat([torch.from_numpy(np.array(arrays[2])) for arrays in self._shards])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -382,31 +287,13 @@ class PairDataset(Dataset[Any]):
     @property
     def nfe(self) -> float:
         """The model calls that a pair took, on average."""
-        rows = [len(_rows(self.manifest, k)) for k in range(len(self._shards))]
-        calls = [json.loads((_shard(self.folder, k) / "shard.json").read_text())["nfe"] for k in range(len(rows))]
-        return sum(n * nfe for n, nfe in zip(rows, calls, strict=True)) / len(self)
+        shards = range(self._folder.shards)
+        return sum(self._folder.notes(k)["nfe"] * len(self._folder.rows(k)) for k in shards) / len(self)
 
     @property
     def name(self) -> str:
         """A word that differs where the pairs do: a run is not continued on others."""
         return digest({name: value for name, value in self.manifest.items() if name not in NOTES})[:16]
-
-
-def _open(folder: Path, manifest: dict[str, Any], k: int) -> list[Any]:
-    arrays = []
-    for name, (dtype, shape) in _arrays(manifest, len(_rows(manifest, k))).items():
-        file = _shard(folder, k) / f"{name}.npy"
-        try:
-            array = np.load(file, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"folder: {file} is damaged: {error}; remove {file.parent} and generate again") from error
-        if (array.dtype, array.shape) != (dtype, shape):
-            raise ValueError(
-                f"folder: {file} is damaged: expected {dtype} {shape}; got {array.dtype} {array.shape}; remove "
-                f"{file.parent} and generate again"
-            )
-        arrays.append(array.view(np.ndarray))  # a memory map without its class, which is slow to index
-    return arrays
 
 
 # The teacher in the loop ----------------------------------------------------------------------------------------------

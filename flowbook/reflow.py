@@ -10,20 +10,29 @@ distillation, to as many steps as there are times.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbook import _validate, keyed
-from flowbook._model import Velocity, call
+from flowbook._model import Velocity, call, evaluating
 from flowbook.batch import unpack
+from flowbook.data import Source
 from flowbook.metrics import straightness as straightness
 from flowbook.pairs import OnlinePairs as OnlinePairs
 from flowbook.pairs import PairDataset as PairDataset
 from flowbook.pairs import generate_pairs as generate_pairs
+from flowbook.solvers import solve
+
+if TYPE_CHECKING:
+    from flowbook.training import TrainConfig
 
 SCHEDULES = ("uniform", "t0", "t1")
 DISTANCES = ("l2", "lpips", "lpips+l2")
@@ -195,3 +204,198 @@ class Reflow:
             velocity, x0, x1, y=y, times=self.times, distance=self.distance, reduce_mean=self.reduce_mean,
             perceptual=self.perceptual, eps=self.eps,
         )  # fmt: skip
+
+
+# The method ----------------------------------------------------------------------------------------------------------
+
+
+def rectify(
+    velocity: Velocity,
+    source: Source | Sequence[int],
+    rounds: int,
+    config: TrainConfig | None = None,
+    *,
+    n: int = 10_000,
+    student: nn.Module | None = None,
+    y: Tensor | None = None,
+    loss: Reflow = Reflow(),
+    seed: int = 0,
+    name: str | None = None,
+    out: str | Path | None = None,
+    progress: bool | None = None,
+    **generation: Any,
+) -> list[nn.Module]:
+    """Reflow, some rounds of it: draw pairs from the last velocity, train a copy of it on them (Liu et al. 2023).
+
+    Args:
+        velocity: the flow to straighten; it is not changed.
+        source: where its noise comes from, as in :func:`~flowbook.pairs.generate_pairs`.
+        rounds: how often.
+        config: of the training of each round; None is ``TrainConfig()``.
+        n: pairs of a round, drawn with new noise each time. Too few pull every later flow to themselves.
+        student: what the first round trains a copy of, where that is not ``velocity``: behind guidance, say.
+        y: a label for each pair, shape (n,).
+        loss: with its options.
+        seed: of the pairs' noise; that of the training is in ``config``.
+        name: what ``velocity`` is, where it is a function without weights.
+        out: a folder, with ``round_1/pairs`` and ``round_1/run`` and so on, which a second call continues; None keeps
+            nothing.
+        progress: show progress bars; None shows them where a person watches (a terminal).
+        generation: the solver and the rest of :func:`~flowbook.pairs.generate_pairs`.
+
+    Returns:
+        The velocity after each round, with averaged weights.
+
+    Example:
+        >>> from flowbook import models
+        >>> from flowbook.training import TrainConfig
+        >>> first = models.MLP(2, hidden=16)
+        >>> flows = rectify(first, (2,), 2, TrainConfig(steps=5), n=100, method="euler", steps=4)
+        >>> len(flows), flows[0] is first
+        (2, False)
+    """
+    # The loop is imported here, and only here and below: Reflow is the method that trains as a part of itself, and
+    # `import flowbook.reflow` shall not bring the training code along.
+    from flowbook.training import TrainConfig, fit
+
+    _validate.positive_int("rounds", rounds)
+    _validate.instance("loss", loss, Reflow, "Reflow()")
+    config = TrainConfig() if config is None else config
+    start = velocity if student is None else student
+    if not isinstance(start, nn.Module):
+        raise TypeError(
+            f"{'velocity' if student is None else 'student'}: expected a torch.nn.Module to train a copy of; got "
+            f"{_validate.described(start)}"
+        )
+    flows: list[nn.Module] = []
+    with TemporaryDirectory() as nowhere:
+        for k in range(1, rounds + 1):
+            folder = Path(nowhere if out is None else out) / f"round_{k}"
+            pairs = generate_pairs(
+                velocity, source, n, folder / "pairs", y=y, seed=keyed.mix(seed, k), name=name, progress=progress,
+                **generation,
+            )  # fmt: skip
+            run = None if out is None else folder / "run"
+            velocity = start = fit(_trainable(start), loss, pairs, config, out=run, progress=progress).velocity
+            flows.append(start)
+            name = None  # it was the first teacher's
+    return flows
+
+
+def distill(
+    velocity: nn.Module,
+    pairs: Any,
+    config: TrainConfig | None = None,
+    *,
+    steps: int = 1,
+    distance: str = "l2",
+    perceptual: Perceptual | None = None,
+    out: str | Path | None = None,
+    progress: bool | None = None,
+) -> nn.Module:
+    """A student that does in a few Euler steps what the teacher of the pairs did in many.
+
+    It learns at the times 0, 1/k, ... of its k steps alone, and is nothing between them. To sample from it is
+    ``sample(student, x0, method="euler", steps=k)``.
+
+    Args:
+        velocity: where the student starts, the teacher or a straightened flow; it is not changed.
+        pairs: a :class:`~flowbook.pairs.PairDataset`, :class:`~flowbook.pairs.OnlinePairs`, or tensors (x0, x1, y).
+        config: of the training; None is ``TrainConfig()``.
+        steps: k.
+        distance, perceptual: as in :func:`reflow_loss`; other distances than "l2" take one step.
+        out: a folder for checkpoints and log.
+        progress: as in ``fit``.
+
+    Returns:
+        The student, with averaged weights.
+
+    Example:
+        >>> from flowbook import models
+        >>> from flowbook.training import TrainConfig
+        >>> pairs = torch.zeros(100, 2), torch.ones(100, 2), None
+        >>> student = distill(models.MLP(2, hidden=16), pairs, TrainConfig(steps=5))
+        >>> student(torch.zeros(1, 2), torch.tensor(0.0)).shape
+        torch.Size([1, 2])
+    """
+    from flowbook.training import TrainConfig, fit
+
+    _validate.instance("velocity", velocity, nn.Module, "MLP(2)")
+    _validate.positive_int("steps", steps)
+    times: str | int = "t0" if steps == 1 else steps
+    loss = Reflow(times=times, distance=distance, perceptual=perceptual, eps=0.0)  # the solver starts at 0
+    config = TrainConfig() if config is None else config
+    return fit(_trainable(velocity), loss, pairs, config, out=out, progress=progress).velocity
+
+
+def _trainable(velocity: nn.Module) -> nn.Module:
+    return copy.deepcopy(velocity).requires_grad_(True)
+
+
+def encode(velocity: Velocity, x1: Tensor, *, y: Tensor | None = None) -> Tensor:
+    """The noise of data in one evaluation, ``x1 - v(x1, 1)``: for a velocity trained with ``times="t1"``.
+
+    Args:
+        velocity: ``v(x, t, y=None)``.
+        x1: data, shape (B, ...).
+        y: labels, shape (B,).
+
+    Example:
+        >>> encode(lambda x, t: torch.ones_like(x), torch.zeros(1, 2))
+        tensor([[-1., -1.]])
+    """
+    return solve(velocity, x1, 1.0, 0.0, y=y, method="euler", steps=1).x
+
+
+# Measures -------------------------------------------------------------------------------------------------------------
+
+
+def transport_cost(x0: Tensor, x1: Tensor, *, power: float = 2.0) -> float:
+    r"""What it costs to carry the noise of each pair to its data, :math:`E\|x_1 - x_0\|^p`.
+
+    The norm is over all dimensions. An exact round of Reflow raises it for no p >= 1, the same round for all of them
+    (Liu et al. 2023).
+
+    Args:
+        x0, x1: the two ends of pairs, shape (n, ...).
+        power: p.
+
+    Example:
+        >>> transport_cost(torch.zeros(3, 2), torch.ones(3, 2))
+        2.0
+    """
+    _validate.float_tensor("x0", x0, min_dim=2, finite=True)
+    _validate.float_tensor("x1", x1, min_dim=2, finite=True)
+    _validate.same_shape("x1", x1, "x0", x0)
+    _validate.number("power", power, 0, float("inf"), low_open=True, high_open=True)
+    squares = (x1.double() - x0.double()).flatten(1).square().sum(1)
+    return float((squares ** (power / 2)).mean())
+
+
+@torch.no_grad()
+def curvature(velocity: Velocity, x0: Tensor, *, steps: int, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""Where on their way trajectories bend or change speed, :math:`E\|\frac{d}{dt} v(X_t, t)\|^2` over t.
+
+    Summed over dimensions, by differences along rk4's trajectory. It is 0 where paths are straight and even.
+
+    Args:
+        velocity: ``v(x, t, y=None)``.
+        x0: noise, shape (B, ...).
+        steps: intervals of [0, 1], of which each has a value.
+        y: labels, shape (B,).
+
+    Returns:
+        The middle of each interval and the value there, both (steps,).
+
+    Example:
+        >>> curvature(lambda x, t: 3 * t * torch.ones_like(x), torch.zeros(8, 2), steps=2)
+        (tensor([0.2500, 0.7500]), tensor([18., 18.]))
+    """
+    _validate.positive_int("steps", steps)
+    grid = [n / steps for n in range(steps + 1)]
+    solution = solve(velocity, x0, y=y, method="rk4", steps=steps, save_at=grid)
+    assert solution.trajectory is not None
+    with evaluating(velocity):
+        v = [call(velocity, x, t, y) for x, t in zip(solution.trajectory, solution.times, strict=True)]
+    changes = [(after - before).flatten(1).mul(steps).square().sum(1).mean() for before, after in itertools.pairwise(v)]
+    return (solution.times[1:] + solution.times[:-1]) / 2, torch.stack(changes)

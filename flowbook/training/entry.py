@@ -18,6 +18,7 @@ from flowbook.couplings import Coupling
 from flowbook.diffusion import Diffusion
 from flowbook.flow_matching import FlowMatching
 from flowbook.models.classifier import CrossEntropy
+from flowbook.pairs import PairDataset
 from flowbook.training import batches
 from flowbook.training.checkpoint import Checkpoint
 from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
@@ -110,6 +111,9 @@ def check(
     batches.check(data)
     if batches.is_tensors(data):
         _check_labels(velocity, loss, *unpack(data)[1:])
+    elif isinstance(data, PairDataset) and data.labels is not None:
+        null_label = null_label_of(velocity)  # which pairs may have: the teacher's samples without a label
+        _validate.labels("y", data.labels, len(data), classes=None if null_label is None else null_label + 1)
 
 
 def _check_labels(velocity: nn.Module, loss: Any, x1: Tensor, y: Tensor | None) -> None:

@@ -37,6 +37,7 @@ from flowbook.diffusion import Diffusion, NoiseSchedule
 from flowbook.flow_matching import FlowMatching, guided
 from flowbook.models.classifier import CrossEntropy
 from flowbook.pairs import PairDataset
+from flowbook.perceptual import LPIPS, ClassifierDistance
 from flowbook.reflow import Reflow
 from flowbook.solvers import FIXED, METHODS, solve
 from flowbook.training import checkpoint as checkpoints
@@ -50,6 +51,10 @@ def pairs(root: str) -> PairDataset:
     return PairDataset(root)
 
 
+def classifier_distance(weights: str) -> ClassifierDistance:
+    return ClassifierDistance(models.load_classifier(weights))
+
+
 DATA: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -60,11 +65,14 @@ DATA: dict[str, Callable[..., Any]] = {
 COUPLINGS = {"independent": couplings.Independent, "optimal_transport": couplings.OptimalTransport}
 PATHS = {"linear": paths.LinearPath, "cosine": paths.CosinePath, "vp": paths.VPPath}
 SCHEDULES: dict[str, Callable[..., Any]] = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
+PERCEPTUAL: dict[str, Callable[..., Any]] = {"lpips": LPIPS, "classifier": classifier_distance}
 LOSSES: dict[str, Callable[..., Any]] = {
     "flow_matching": FlowMatching, "diffusion": Diffusion, "maximum_likelihood": MaximumLikelihood,
     "cross_entropy": CrossEntropy, "reflow": Reflow,
 }  # fmt: skip
-PARTS: dict[str, Mapping[str, Callable[..., Any]]] = {"path": PATHS, "schedule": SCHEDULES}
+PARTS: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "path": PATHS, "schedule": SCHEDULES, "perceptual": PERCEPTUAL,
+}  # fmt: skip
 """The arguments of a loss that are sections themselves."""
 SECTIONS = ("model", "init", "data", "loss", "coupling", "train", "preview")
 
@@ -177,7 +185,7 @@ def load_velocity(checkpoint: str) -> nn.Module:
 
 def _labelled(source: Any) -> bool:
     if isinstance(source, PairDataset):
-        return source.labelled
+        return source.labels is not None
     return isinstance(source, (tuple, Dataset)) or getattr(source, "y", None) is not None
 
 
