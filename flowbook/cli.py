@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -216,6 +217,8 @@ def _pairs(options: argparse.Namespace) -> int:
     _validate.positive_int("--n", options.n)
     velocity = _load(options.checkpoint)
     if options.device == "auto" and torch.accelerator.is_available():
+        if "LOCAL_RANK" in os.environ:  # one accelerator for each of torchrun's processes
+            torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
         velocity = velocity.to(torch.accelerator.current_accelerator())
     network = getattr(velocity, "network", velocity)
     if hasattr(network, "dim"):

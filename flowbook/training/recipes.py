@@ -139,6 +139,8 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
     _check(recipe)
     torch.manual_seed(recipe["train"].get("seed", 0))
     model = build_model(recipe)
+    if "init" in recipe:
+        start_from(model, recipe["init"]["checkpoint"])
     source = build_data(recipe)
     classes = getattr(model, "num_classes", None)
     if classes is not None and not _labelled(source):
@@ -156,10 +158,7 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
 
 def build_model(recipe: Recipe) -> nn.Module:
     section = dict(recipe["model"])
-    model = models.build(section.pop("name"), **section)
-    if "init" in recipe:
-        start_from(model, recipe["init"]["checkpoint"])
-    return model
+    return models.build(section.pop("name"), **section)
 
 
 def start_from(model: nn.Module, checkpoint: str) -> None:
