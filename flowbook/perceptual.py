@@ -35,10 +35,8 @@ class _Frozen(nn.Module):
     def freeze(self) -> None:
         self.requires_grad_(False).train(False)
 
-    def check(self, a: Tensor, b: Tensor) -> None:
-        _validate.float_tensor("a", a)
-        if a.dim() != 4 or a.shape[1] not in (1, 3):
-            raise ValueError(f"a: expected images, shape (B, 1 or 3, H, W); got {tuple(a.shape)}")
+    def follow(self, a: Tensor, b: Tensor) -> None:
+        _validate.float_tensor("a", a, min_dim=1)
         _validate.same_shape("b", b, "a", a)
         if next(self.parameters()).device != a.device:
             self.to(a.device)
@@ -92,7 +90,9 @@ class LPIPS(_Frozen):
         self.freeze()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        self.check(a, b)
+        self.follow(a, b)
+        if a.dim() != 4 or a.shape[1] not in (1, 3):
+            raise ValueError(f"a: expected images, shape (B, 1 or 3, H, W); got {tuple(a.shape)}")
         return self.distance(self._prepared(a), self._prepared(b)).flatten().to(a.dtype)
 
     def _prepared(self, x: Tensor) -> Tensor:
@@ -153,7 +153,10 @@ class ClassifierDistance(_Frozen):
         self.freeze()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        self.check(a, b)
+        self.follow(a, b)
+        wanted = (self.classifier.channels, self.classifier.size, self.classifier.size)
+        if a.shape[1:] != wanted:
+            raise ValueError(f"a: expected the classifier's images, shape (B, *{wanted}); got {tuple(a.shape)}")
         distance = a.new_zeros(len(a))
         for ours, theirs in zip(self._activations(a), self._activations(b), strict=True):
             distance = distance + (ours - theirs).square().sum(1).mean(1)  # over channels, then over places
