@@ -43,12 +43,12 @@ def differences(
         ignored.add("steps")
     now = {name: value for name, value in config.as_dict().items() if name not in ignored}
     was = {name: stored.config.get(name) for name in now}
+    told, compared = stored.ingredients or {}, ["loss", "coupling", "data"]
     if recipe is not None and stored.recipe is not None:
         now, was = now | _flat(recipe), was | _flat(stored.recipe)
-    else:
-        told = stored.ingredients or {}
-        both = [name for name, value in ingredients.items() if value is not None and told.get(name) is not None]
-        now, was = now | {name: ingredients[name] for name in both}, was | {name: told[name] for name in both}
+        compared = ["data"]  # a recipe says where they are, and there may be others by now
+    both = [name for name in compared if ingredients[name] is not None and told.get(name) is not None]
+    now, was = now | {name: ingredients[name] for name in both}, was | {name: told[name] for name in both}
     return [
         f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in (now | was) if was.get(name) != now.get(name)
     ]

@@ -141,7 +141,7 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
     model = build_model(recipe)
     if "init" in recipe:
         start_from(model, recipe["init"]["checkpoint"])
-    source = build_data(recipe)
+    loss, source = build_loss(recipe), build_data(recipe)
     classes = getattr(model, "num_classes", None)
     if classes is not None and not _labelled(source):
         raise ValueError(
@@ -150,7 +150,7 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
         )
     coupling = _named(recipe.get("coupling", {"name": "independent"}), COUPLINGS)
     return fit(
-        model, build_loss(recipe), source, TrainConfig(**recipe["train"]),
+        model, loss, source, TrainConfig(**recipe["train"]),
         coupling=None if coupling == couplings.Independent() else coupling,
         out=out, resume=resume, preview=build_preview(recipe, model), recipe=recipe, progress=progress,
     )  # fmt: skip
