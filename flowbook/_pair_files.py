@@ -43,11 +43,13 @@ class PairFolder:
         if path.exists() and not path.is_dir():
             raise ValueError(f"out: expected a folder; {path} is a file")
         path.mkdir(parents=True, exist_ok=True)
-        if not (path / "manifest.json").exists():
-            if others := [entry.name for entry in path.iterdir() if not entry.name.startswith(".manifest.json.")]:
+        manifest = path / "manifest.json"
+        if not manifest.exists():
+            others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".manifest.json.")]
+            if others and not manifest.exists():  # another process may have been here in between; it writes this first
                 raise ValueError(f"out: expected an empty folder, or one of pairs; {path} holds {others[0]}")
             notes = {"torch": torch.__version__, "flowbook": flowbook.__version__}
-            write_text(path / "manifest.json", json.dumps(settings | notes, indent=2) + "\n")
+            write_text(manifest, json.dumps(settings | notes, indent=2) + "\n")
         was = cls.read(path).settings
         names = [name for name in was | settings if name not in NOTES and was.get(name) != settings.get(name)]
         if names:

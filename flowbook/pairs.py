@@ -43,7 +43,7 @@ class Normal:
     shape: tuple[int, ...]
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n tensors, shape (n, \\*shape), float32."""
+        """n tensors, shape (n, ...), float32."""
         return torch.randn(n, *self.shape, generator=generator)
 
 
