@@ -1,8 +1,9 @@
-"""The command line: ``flowbook train RECIPE``, ``sample``, ``score`` and ``export CHECKPOINT``, ``recipes``."""
+"""The command line: ``flowbook train RECIPE``; ``sample``, ``score``, ``pairs``, ``distill``, ``export CHECKPOINT``."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors of use end with one line and exit status 2, those of files with one and status 1."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if options.command == "train" and not any(word.startswith("-") for word in rest):
+    if options.command in ("train", "distill") and not any(word.startswith("-") for word in rest):
         options.overrides += rest  # those that come after an option; argparse takes only those before it
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -63,6 +64,29 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--seed", type=int, default=0)
     score.set_defaults(run=_score)
 
+    pairs = commands.add_parser("pairs", help="noise and what a checkpoint makes of it, for Reflow; goes on if stopped")
+    pairs.add_argument("checkpoint", help="folder of a run or checkpoint, or the name of shipped weights (mnist)")
+    pairs.add_argument("--out", type=Path, required=True, help="folder of the pairs")
+    pairs.add_argument("--n", type=int, default=50_000, help="pairs, with labels as frequent as in the data")
+    pairs.add_argument("--method", default="dopri5")
+    pairs.add_argument("--steps", type=int, help="steps of a fixed-step method")
+    pairs.add_argument("--tolerance", type=float, default=1e-5, help="rtol and atol of an adaptive method")
+    pairs.add_argument("--guidance", type=float, default=1.0)
+    pairs.add_argument("--seed", type=int, default=0)
+    pairs.add_argument("--batch-size", type=int, default=250)
+    pairs.add_argument("--shard-size", type=int, default=1000)
+    pairs.add_argument("--device", choices=("cpu", "auto"), default="cpu", help="auto: the accelerator if there is one")
+    pairs.set_defaults(run=_pairs)
+
+    distill = commands.add_parser("distill", help="train a student that needs few steps, from a checkpoint's pairs")
+    distill.add_argument("checkpoint", help="the teacher, whose weights the student starts from")
+    distill.add_argument("overrides", nargs="*", help="section.key=value of the recipe `distill`")
+    distill.add_argument("--pairs", type=Path, required=True, help="folder made by `flowbook pairs`")
+    distill.add_argument("--steps", type=int, default=1, help="Euler steps that the student shall need")
+    distill.add_argument("--out", type=Path, required=True, help="folder of the run")
+    distill.add_argument("--fresh", action="store_true", help="refuse to continue a run that is there")
+    distill.set_defaults(run=_distill)
+
     export = commands.add_parser("export", help="write a checkpoint's averaged weights as one small file")
     export.add_argument("checkpoint", help="folder of a run or checkpoint")
     export.add_argument("out", type=Path, help="the file, ....safetensors")
@@ -84,10 +108,9 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _load(checkpoint: str) -> Any:
-    """Shipped weights by name, else the averaged weights of a run."""
-    from flowbook import models, training
+    from flowbook.training import recipes
 
-    return models.load_pretrained(checkpoint) if checkpoint in models.PRETRAINED else training.load(checkpoint)
+    return recipes.load_velocity(checkpoint)
 
 
 def _load_images(checkpoint: str) -> tuple[Any, Any]:
@@ -181,6 +204,80 @@ def _score(options: argparse.Namespace) -> int:
         steps=steps, seed=options.seed, class_counts=counts,
     )  # fmt: skip
     print(json.dumps(dataclasses.asdict(result), indent=2))
+    return 0
+
+
+def _pairs(options: argparse.Namespace) -> int:
+    import torch
+
+    from flowbook import _validate, scores
+    from flowbook.flow_matching import guided
+    from flowbook.pairs import generate_pairs
+
+    _validate.positive_int("--n", options.n)
+    velocity = _load(options.checkpoint)
+    if options.device == "auto" and torch.accelerator.is_available():
+        if "LOCAL_RANK" in os.environ:  # one accelerator for each of torchrun's processes
+            torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+        velocity = velocity.to(torch.accelerator.current_accelerator())
+    network = getattr(velocity, "network", velocity)
+    if hasattr(network, "dim"):
+        shape: tuple[int, ...] = (network.dim,)
+    else:
+        _, network = _load_images(options.checkpoint)
+        shape = (network.channels, network.size, network.size)
+    classes, y = getattr(network, "num_classes", None), None
+    if classes is not None:
+        y = scores.labels_like(_class_counts(options.checkpoint, classes), options.n)
+    if options.guidance != 1.0:
+        if classes is None:
+            raise ValueError("--guidance: this model was trained without labels")
+        velocity = guided(velocity, options.guidance, classes)
+    made = generate_pairs(
+        velocity, shape, options.n, options.out, y=y, batch_size=options.batch_size, seed=options.seed,
+        method=options.method, steps=options.steps, rtol=options.tolerance, atol=options.tolerance,
+        shard_size=options.shard_size,
+    )  # fmt: skip
+    print(f"{len(made)} pairs, {made.nfe:g} evaluations each, in {options.out}")
+    return 0
+
+
+def _class_counts(checkpoint: str, classes: int) -> list[int]:
+    """How often each class occurs in the training data, where that is known to differ: MNIST."""
+    import json
+
+    from flowbook import models
+    from flowbook.training import checkpoint as checkpoints
+
+    name = checkpoint
+    if checkpoint not in models.PRETRAINED:
+        recipe = checkpoints.read(checkpoints.locate(checkpoint)).recipe or {}
+        name = recipe.get("data", {}).get("name")
+    if name == "mnist":
+        counts: list[int] = json.loads(models.pretrained.asset("mnist_floor.json").read_text())["class_counts_train"]
+        return counts
+    return [1] * classes
+
+
+def _distill(options: argparse.Namespace) -> int:
+    from flowbook import _validate, models
+    from flowbook.training import recipes
+
+    _validate.positive_int("--steps", options.steps)
+    teacher = _load(options.checkpoint)
+    model = models.describe(teacher)
+    if model is None:
+        raise ValueError(
+            f"checkpoint: expected a velocity of flowbook's, for a student to start from; got {type(teacher).__name__}"
+        )
+    recipe = recipes.read("distill")
+    recipe["model"] = {"name": model["name"], **model["arguments"]}
+    recipe["init"] = {"checkpoint": options.checkpoint}
+    recipe["data"]["root"] = str(options.pairs)
+    recipe["loss"]["times"] = "t0" if options.steps == 1 else options.steps
+    recipe = recipes.override(recipe, options.overrides)
+    result = recipes.run(recipe, options.out, resume=not options.fresh)
+    print(f"{result.step} steps, last checkpoint {result.checkpoint}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import yaml
 from helpers import randomised
 from PIL import Image
 
-from flowbook import cli
+from flowbook import cli, solvers
 from flowbook.couplings import OptimalTransport
 from flowbook.diffusion import NoiseSchedule, ProbabilityFlow
 from flowbook.flow_matching import FlowMatching
-from flowbook.models import UNet
+from flowbook.models import UNet, pretrained
+from flowbook.pairs import PairDataset
 from flowbook.paths import VPPath
+from flowbook.perceptual import LPIPS, ClassifierDistance
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training import load, recipes
 
@@ -308,6 +311,133 @@ def test_files_that_cannot_be_used_end_with_one_line_and_status_1(
     (tmp_path / "folder.safetensors").mkdir()
     assert cli.main(["export", str(run_folder), str(tmp_path / "folder.safetensors")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# Pairs and students ---------------------------------------------------------------------------------------------------
+
+FEW = ["--method", "euler", "--steps", "2", "--batch-size", "8", "--shard-size", "16"]
+QUICK = ["train.steps=2", "train.batch_size=8", "train.compile=false", "train.precision=fp32"]
+
+
+def test_a_checkpoint_makes_pairs_and_a_student_learns_from_them(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder, student = tmp_path / "pairs", tmp_path / "student"
+    assert cli.main(["pairs", str(run_folder), "--n", "40", "--out", str(folder), *FEW]) == 0
+    assert "40 pairs, 2 evaluations each" in capsys.readouterr().out
+    pairs = PairDataset(folder)
+    x0, x1, y = pairs.batch(torch.arange(40))
+    assert y is not None and y.bincount().tolist() == [4] * 10  # as frequent as in the data: alike, for digits
+    wanted = solvers.sample(load(run_folder), x0, y=y, method="euler", steps=2).x
+    torch.testing.assert_close(x1, wanted)
+    arguments = ["distill", str(run_folder), "--pairs", str(folder), "--steps", "2", *QUICK, "--out", str(student)]
+    assert cli.main(arguments) == 0 and "2 steps" in capsys.readouterr().out
+    stored = checkpoints.read(checkpoints.locate(student))
+    assert stored.recipe is not None and stored.recipe["loss"] == {
+        "name": "reflow", "times": 2, "distance": "l2", "eps": 0.0,
+    }  # fmt: skip
+    assert stored.recipe["init"] == {"checkpoint": str(run_folder)}
+    teacher, learned = load(run_folder).state_dict(), load(student).state_dict()
+    assert all((teacher[name] - learned[name]).abs().max() < 1e-3 for name in teacher)  # it started there
+    assert cli.main([*arguments, "--fresh"]) == 2 and "already holds a run" in capsys.readouterr().err
+    arguments[arguments.index("--steps") + 1] = "3"
+    assert cli.main(arguments) == 2 and "loss.times was 2, is 3" in capsys.readouterr().err
+
+
+def test_guidance_is_part_of_the_pairs(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["pairs", str(run_folder), "--n", "16", "--out", str(tmp_path / "pairs"), *FEW]
+    assert cli.main([*arguments, "--guidance", "2"]) == 0
+    assert "16 pairs, 4 evaluations each" in capsys.readouterr().out
+    assert cli.main(arguments) == 2
+    assert "velocity was" in capsys.readouterr().err
+
+
+def test_pairs_of_mnist_have_its_labels_proportions(tmp_path: Path) -> None:
+    arguments = ["--n", "60", "--method", "euler", "--steps", "1", "--batch-size", "30", "--out", str(tmp_path)]
+    assert cli.main(["pairs", "mnist", *arguments]) == 0
+    labels = PairDataset(tmp_path).labels
+    counts = json.loads(pretrained.asset("mnist_floor.json").read_text())["class_counts_train"]
+    assert labels is not None
+    shares = torch.tensor(counts) / sum(counts) * 60
+    assert (labels.bincount() - shares).abs().max() < 1 and len(set(labels.bincount().tolist())) > 1
+
+
+def test_points_of_the_plane_have_pairs_too(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipes.run(PLANE, tmp_path / "plane", progress=False)
+    out = ["--out", str(tmp_path / "pairs")]
+    assert cli.main(["pairs", str(tmp_path / "plane"), "--n", "20", "--tolerance", "1e-3", *out]) == 0
+    pairs = PairDataset(tmp_path / "pairs")
+    assert pairs.shape == (2,) and pairs.labels is None and pairs.manifest["rtol"] == 1e-3
+    assert cli.main(["pairs", str(tmp_path / "plane"), "--n", "20", "--guidance", "2", *out]) == 2
+    assert "--guidance: this model was trained without labels" in capsys.readouterr().err
+
+
+def test_the_reflow_recipe_trains_on_a_folder_of_pairs_from_the_weights_it_names(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    assert cli.main(["pairs", str(run_folder), "--n", "16", "--out", str(tmp_path / "pairs"), *FEW]) == 0
+    recipe = recipes.read("reflow_digits", [f"data.root={tmp_path / 'pairs'}", f"init.checkpoint={run_folder}", *QUICK])
+    recipe["model"] = DIGITS["model"]
+    run = recipes.run(recipe, tmp_path / "student", progress=False)
+    assert run.step == 2
+    moved = recipes.override(recipe, ["init.checkpoint=mnist"])
+    with pytest.raises(ValueError, match=r"init.checkpoint: expected the weights of .*'size': 8.*; mnist holds .*28"):
+        recipes.run(moved, None)
+    moved = recipes.override(recipe, [f"init.checkpoint={tmp_path / 'student'}"])
+    with pytest.raises(ValueError, match=r"init\.checkpoint was .*, is "):
+        recipes.run(moved, tmp_path / "student")
+    shutil.rmtree(tmp_path / "pairs")
+    assert cli.main(["pairs", str(run_folder), "--n", "16", "--seed", "1", "--out", str(tmp_path / "pairs"), *FEW]) == 0
+    with pytest.raises(ValueError, match=r"data was 'PairDataset .*', is 'PairDataset "):
+        recipes.run(recipe, tmp_path / "student")
+
+
+def test_a_recipe_names_its_perceptual_distance(tmp_path: Path) -> None:
+    section = {"name": "classifier", "weights": "digits"}
+    overrides = ["loss.times=t0", "loss.distance=lpips+l2", f"loss.perceptual={section}"]
+    loss = recipes.build_loss(recipes.read("reflow_digits", overrides))
+    assert isinstance(loss.perceptual, ClassifierDistance)
+    section = {"name": "lpips", "weights": "random"}
+    loss = recipes.build_loss(recipes.read("reflow_digits", [*overrides[:2], f"loss.perceptual={section}"]))
+    assert isinstance(loss.perceptual, LPIPS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pairs", "RUN", "--n", "0", "--out", "OUT"], "--n: .*0"),
+        (["pairs", "RUN", "--method", "rk45", "--out", "OUT"], "method: .*'rk45'"),
+        (["pairs", "RUN", "--method", "euler", "--out", "OUT"], "steps: euler takes fixed steps"),
+        (["pairs", "nowhere", "--out", "OUT"], "checkpoint: nowhere does not exist"),
+        (["distill", "RUN", "--pairs", "nowhere", "--out", "OUT"], "folder: nowhere holds no pairs"),
+        (["distill", "RUN", "--pairs", "nowhere", "--steps", "0", "--out", "OUT"], "--steps: .*0"),
+        (["distill", "RUN", "--pairs", "nowhere", "--out", "OUT", "loss.time=t1"], "loss has no key time"),
+        (["train", "reflow_mnist", "--out", "OUT", "data.root=nowhere"], "folder: nowhere holds no pairs"),
+        (["train", "reflow_mnist", "--out", "OUT", "init.weights=x"], "init has one key, checkpoint"),
+        (["train", "reflow_mnist", "--out", "OUT", "loss.times=t2"], "times: .*'t2'"),
+        (["train", "reflow_mnist", "--out", "OUT", "loss.distance=lpips"], "times: distance='lpips'"),
+    ],
+)
+def test_what_is_wrong_with_pairs_and_students_ends_with_one_line(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    places = {"RUN": str(run_folder), "OUT": str(tmp_path / "out")}
+    assert cli.main([places.get(word, word) for word in arguments]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    with pytest.raises(ValueError, match=f"flowbook {arguments[0]}: .*{message}"):
+        raise ValueError(error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_does_not_start_from_a_denoiser(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipes.run(DENOISER, tmp_path / "run", progress=False)
+    folder = ["--pairs", str(tmp_path / "pairs")]
+    assert cli.main(["pairs", str(tmp_path / "run"), "--n", "16", "--out", folder[1], *FEW]) == 0
+    assert cli.main(["distill", str(tmp_path / "run"), *folder, "--out", str(tmp_path / "student")]) == 2
+    assert "expected a velocity of flowbook's, for a student to start from; got ProbabilityFlow" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_model_with_classes_needs_labelled_data(tmp_path: Path) -> None:

@@ -33,8 +33,9 @@ print(json.dumps({{"seconds": seconds, "loaded": sorted({{name.partition(".")[0]
 
 MODULES = [
     "flowbook", "flowbook.paths", "flowbook.couplings", "flowbook.analytic", "flowbook.solvers", "flowbook.divergence",
-    "flowbook.flow_matching", "flowbook.inversion", "flowbook.denoising", "flowbook.anomaly", "flowbook.foreign",
-    "flowbook.data", "flowbook.metrics", "flowbook.models", "flowbook.training", "flowbook.cli",
+    "flowbook.flow_matching", "flowbook.reflow", "flowbook.pairs", "flowbook.perceptual", "flowbook.inversion",
+    "flowbook.denoising", "flowbook.anomaly", "flowbook.foreign", "flowbook.data", "flowbook.metrics",
+    "flowbook.models", "flowbook.training", "flowbook.cli",
 ]  # fmt: skip
 
 
@@ -55,6 +56,14 @@ def test_heavy_libraries_load_when_they_are_first_used() -> None:
     _, after = imported(", ".join(MODULES))
     assert "flowbook" in after and "torch" in after
     assert after & set(LAZY) == set()
+
+
+def test_reflow_brings_no_training_code_along() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, flowbook.reflow; print('flowbook.training' in sys.modules)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "False"
 
 
 def test_the_top_level_re_exports_no_name_that_is_a_module_s() -> None:

@@ -24,6 +24,15 @@ class Distribution(Protocol):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Batch: ...
 
 
+@runtime_checkable
+class Indexed(Protocol):
+    """A finite data set that gives a whole batch by its indices, as :class:`flowbook.pairs.PairDataset` does."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Batch: ...
+
+
 class EpochOrder:
     """The endless sequence of shuffled epochs; ``indices(step)`` is the global batch of a step.
 
@@ -61,8 +70,8 @@ def batches(
     """This process's rows of the batches of steps ``first_step`` to ``last_step - 1``, on ``device``.
 
     Args:
-        data: a tensor x1; a tuple (x1, y) or (x0, x1, y); something whose ``.sample(n, generator)`` returns a batch; or
-            a Dataset whose items are such tuples.
+        data: a tensor x1; a tuple (x1, y) or (x0, x1, y); something whose ``.sample(n, generator)`` returns a batch; a
+            Dataset whose items are such tuples; or one whose ``.batch(indices)`` returns a batch.
         batch_size: samples in a global batch.
         share: the rows of the global batch that are this process's.
     """
@@ -70,6 +79,8 @@ def batches(
     steps = range(first_step, last_step)
     if is_tensors(data):
         return _from_tensors(data, batch_size, seed, steps, share, device)
+    if isinstance(data, Indexed):
+        return _from_indexed(data, batch_size, seed, steps, share, device)
     if isinstance(data, Dataset):
         return _from_dataset(data, batch_size, seed, steps, share, device)
     return _from_distribution(data, batch_size, seed, steps, share, device)
@@ -90,6 +101,8 @@ def check(data: Any) -> None:
             )
         if len({len(part) for part in parts}) != 1:
             raise ValueError(f"data: expected parts of one length; got {[len(part) for part in parts]}")
+    elif isinstance(data, Indexed):
+        return
     elif isinstance(data, Dataset):
         if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
             raise TypeError(
@@ -111,6 +124,14 @@ def _from_tensors(
     for step in steps:
         index = order.indices(step)[share].to(device)
         yield map_batch(lambda part: part[index], data)  # noqa: B023 (called at once)
+
+
+def _from_indexed(
+    data: Indexed, batch_size: int, seed: int, steps: range, share: slice, device: torch.device
+) -> Iterator[Batch]:
+    order = EpochOrder(len(data), batch_size, seed)
+    for step in steps:
+        yield map_batch(lambda part: part.to(device), data.batch(order.indices(step)[share]))
 
 
 def _from_distribution(

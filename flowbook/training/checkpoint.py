@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowbook import _validate
+from flowbook._files import flush
 from flowbook.diffusion import Diffusion, NoiseSchedule
 
 STATE = ("step", "config", "model", "recipe", "ingredients", "diffusion")
@@ -61,11 +62,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         state["torch"] = torch.__version__
         (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
         for name in FILES:
-            _flush(temporary / name)
+            flush(temporary / name)
         if final.exists():
             shutil.rmtree(final)
         os.replace(temporary, final)
-        _flush(folder)
+        flush(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -202,11 +203,3 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"checkpoint: {path} is damaged or not a safetensors file: {error}") from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

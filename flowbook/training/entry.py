@@ -18,6 +18,7 @@ from flowbook.couplings import Coupling
 from flowbook.diffusion import Diffusion
 from flowbook.flow_matching import FlowMatching
 from flowbook.models.classifier import CrossEntropy
+from flowbook.pairs import PairDataset
 from flowbook.training import batches
 from flowbook.training.checkpoint import Checkpoint
 from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
@@ -42,12 +43,12 @@ def differences(
         ignored.add("steps")
     now = {name: value for name, value in config.as_dict().items() if name not in ignored}
     was = {name: stored.config.get(name) for name in now}
+    told, compared = stored.ingredients or {}, ["loss", "coupling", "data"]
     if recipe is not None and stored.recipe is not None:
         now, was = now | _flat(recipe), was | _flat(stored.recipe)
-    else:
-        told = stored.ingredients or {}
-        both = [name for name, value in ingredients.items() if value is not None and told.get(name) is not None]
-        now, was = now | {name: ingredients[name] for name in both}, was | {name: told[name] for name in both}
+        compared = ["data"]  # a recipe says where they are, and there may be others by now
+    both = [name for name in compared if ingredients[name] is not None and told.get(name) is not None]
+    now, was = now | {name: ingredients[name] for name in both}, was | {name: told[name] for name in both}
     return [
         f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in (now | was) if was.get(name) != now.get(name)
     ]
@@ -115,6 +116,9 @@ def check(
     batches.check(data)
     if batches.is_tensors(data):
         _check_labels(velocity, loss, *unpack(data)[1:])
+    elif isinstance(data, PairDataset) and data.labels is not None:
+        null_label = null_label_of(velocity)  # which pairs may have: the teacher's samples without a label
+        _validate.labels("y", data.labels, len(data), classes=None if null_label is None else null_label + 1)
 
 
 def _check_labels(velocity: nn.Module, loss: Any, x1: Tensor, y: Tensor | None) -> None:

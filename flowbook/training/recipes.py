@@ -2,8 +2,11 @@
 
     model: {name: UNet, channels: 1, size: 28, num_classes: 10}    # a class of flowbook.models and its arguments
     data: {name: mnist}                                            # a function of flowbook.data and its arguments;
-                                                                   # levels: 256 dequantises anew in each batch
-    loss: {name: flow_matching, label_dropout: 0.1}                # or diffusion; or cross_entropy, for a classifier
+                                                                   # levels: 256 dequantises anew in each batch; or
+                                                                   # {name: pairs, root: FOLDER}, for Reflow
+    loss: {name: flow_matching, label_dropout: 0.1}                # or reflow, diffusion, maximum_likelihood; or
+                                                                   # cross_entropy, for a classifier
+    init: {checkpoint: mnist}                                      # optional: the weights to start from
     coupling: {name: independent}                                  # optional
     train: {steps: 1000, batch_size: 128}                          # fields of TrainConfig
     preview: {steps: 20, guidance: 1.0}                            # optional: grids along the way
@@ -13,6 +16,7 @@ Unknown sections and unknown keys are refused.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import re
@@ -32,29 +36,45 @@ from flowbook.dequantization import Dequantized
 from flowbook.diffusion import Diffusion, NoiseSchedule
 from flowbook.flow_matching import FlowMatching, guided
 from flowbook.models.classifier import CrossEntropy
+from flowbook.pairs import PairDataset
+from flowbook.perceptual import LPIPS, ClassifierDistance
+from flowbook.reflow import Reflow
 from flowbook.solvers import FIXED, METHODS, solve
+from flowbook.training import checkpoint as checkpoints
 from flowbook.training.config import TrainConfig
 from flowbook.training.loop import TrainResult, fit
 
 Recipe = dict[str, Any]
 
+
+def pairs(root: str) -> PairDataset:
+    return PairDataset(root)
+
+
+def classifier_distance(weights: str) -> ClassifierDistance:
+    return ClassifierDistance(models.load_classifier(weights))
+
+
 DATA: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         data.two_gaussians, data.eight_gaussians, data.moons, data.checkerboard, data.spirals, data.pinwheel,
-        data.digits, data.mnist, data.fashion_mnist, data.cifar10, data.image_folder,
+        data.digits, data.mnist, data.fashion_mnist, data.cifar10, data.image_folder, pairs,
     )
 }  # fmt: skip
 COUPLINGS = {"independent": couplings.Independent, "optimal_transport": couplings.OptimalTransport}
 PATHS = {"linear": paths.LinearPath, "cosine": paths.CosinePath, "vp": paths.VPPath}
 SCHEDULES: dict[str, Callable[..., Any]] = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
+PERCEPTUAL: dict[str, Callable[..., Any]] = {"lpips": LPIPS, "classifier": classifier_distance}
 LOSSES: dict[str, Callable[..., Any]] = {
     "flow_matching": FlowMatching, "diffusion": Diffusion, "maximum_likelihood": MaximumLikelihood,
-    "cross_entropy": CrossEntropy,
+    "cross_entropy": CrossEntropy, "reflow": Reflow,
 }  # fmt: skip
-PARTS: dict[str, Mapping[str, Callable[..., Any]]] = {"path": PATHS, "schedule": SCHEDULES}
+PARTS: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "path": PATHS, "schedule": SCHEDULES, "perceptual": PERCEPTUAL,
+}  # fmt: skip
 """The arguments of a loss that are sections themselves."""
-SECTIONS = ("model", "data", "loss", "coupling", "train", "preview")
+SECTIONS = ("model", "init", "data", "loss", "coupling", "train", "preview")
 
 
 def names() -> list[str]:
@@ -88,13 +108,24 @@ def read(recipe: str | Path, overrides: list[str] | None = None) -> Recipe:
     content = _yaml(text)
     if not isinstance(content, dict):
         raise ValueError(f"recipe: {recipe} holds no sections; expected {', '.join(SECTIONS)}")
-    for override in overrides or []:
-        key, separator, value = override.partition("=")
+    return override(content, overrides or [])
+
+
+def override(recipe: Recipe, overrides: list[str]) -> Recipe:
+    """A recipe with some fields changed, each given as ``"section.key=value"``, and checked.
+
+    Example:
+        >>> override(read("mnist"), ["train.steps=10"])["train"]["steps"]
+        10
+    """
+    content = copy.deepcopy(recipe)
+    for text in overrides:
+        key, separator, value = text.partition("=")
         section, dot, field = key.partition(".")
         if not (separator and dot):
-            raise ValueError(f"override: expected section.key=value; got {override!r}")
+            raise ValueError(f"override: expected section.key=value; got {text!r}")
         if not isinstance(content.setdefault(section, {}), dict):
-            raise ValueError(f"recipe: the section {section!r} of {recipe} holds no keys; got {content[section]!r}")
+            raise ValueError(f"recipe: the section {section!r} holds no keys; got {content[section]!r}")
         content[section][field] = _yaml(value)
     _check(content)
     for section in ("model", "data", "loss", "coupling", "train"):
@@ -108,17 +139,18 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
     _check(recipe)
     torch.manual_seed(recipe["train"].get("seed", 0))
     model = build_model(recipe)
-    source = build_data(recipe)
+    if "init" in recipe:
+        start_from(model, recipe["init"]["checkpoint"])
+    loss, source = build_loss(recipe), build_data(recipe)
     classes = getattr(model, "num_classes", None)
-    labelled = isinstance(source, (tuple, Dataset)) or getattr(source, "y", None) is not None
-    if classes is not None and not labelled:
+    if classes is not None and not _labelled(source):
         raise ValueError(
             f"data: {recipe['data']['name']} has no labels, but the model has num_classes = {classes}; expected "
             "labelled data or a model without classes"
         )
     coupling = _named(recipe.get("coupling", {"name": "independent"}), COUPLINGS)
     return fit(
-        model, build_loss(recipe), source, TrainConfig(**recipe["train"]),
+        model, loss, source, TrainConfig(**recipe["train"]),
         coupling=None if coupling == couplings.Independent() else coupling,
         out=out, resume=resume, preview=build_preview(recipe, model), recipe=recipe, progress=progress,
     )  # fmt: skip
@@ -127,6 +159,33 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
 def build_model(recipe: Recipe) -> nn.Module:
     section = dict(recipe["model"])
     return models.build(section.pop("name"), **section)
+
+
+def start_from(model: nn.Module, checkpoint: str) -> None:
+    """Give a model the averaged weights of a checkpoint, or shipped weights."""
+    teacher = load_velocity(checkpoint)
+    if models.describe(teacher) != models.describe(model):
+        raise ValueError(
+            f"init.checkpoint: expected the weights of {models.describe(model)}; {checkpoint} holds "
+            f"{models.describe(teacher) or type(teacher).__name__}"
+        )
+    model.load_state_dict(teacher.state_dict())
+
+
+def load_velocity(checkpoint: str) -> nn.Module:
+    """Shipped weights by name, else the averaged weights of a run.
+
+    Example:
+        >>> load_velocity("mnist").num_classes
+        10
+    """
+    return models.load_pretrained(checkpoint) if checkpoint in models.PRETRAINED else checkpoints.load(checkpoint)
+
+
+def _labelled(source: Any) -> bool:
+    if isinstance(source, PairDataset):
+        return source.labels is not None
+    return isinstance(source, (tuple, Dataset)) or getattr(source, "y", None) is not None
 
 
 def build_data(recipe: Recipe) -> Any:
@@ -208,6 +267,8 @@ def _check(recipe: Recipe) -> None:
     if "coupling" in recipe:
         _validate.one_of("coupling.name", recipe["coupling"].get("name"), tuple(COUPLINGS))
         _keys("coupling", recipe["coupling"], _target("coupling", recipe["coupling"]))
+    if "init" in recipe and list(recipe["init"]) != ["checkpoint"]:
+        raise ValueError(f"recipe: init has one key, checkpoint; got {', '.join(recipe['init']) or 'none'}")
     for key in recipe.get("preview", {}):
         _validate.one_of("preview key", key, ("steps", "guidance", "method"))
 
