@@ -57,6 +57,9 @@ def main(run: str, train: str, test: str) -> None:
         )
         for name, images in (("train", seen), ("test", unseen))
     }  # fmt: skip
+    least = torch.zeros(BOUND, dtype=torch.long)  # step 0
+    slightly = schedule.add_noise(unseen[:BOUND], least, torch.randn(unseen[:BOUND].shape, generator=generator))
+    error = (model(slightly, least) - unseen[:BOUND]).square().mean().sqrt()
     bits = diffusion.bits_per_dim(model, unseen[:BOUND], schedule, generator=torch.Generator().manual_seed(3))
     log = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
     scores = {
@@ -67,6 +70,8 @@ def main(run: str, train: str, test: str) -> None:
         "sliced_wasserstein_ddim_50": sliced(drawn),
         "sliced_wasserstein_train": sliced(seen),
         "sliced_wasserstein_noise": sliced(noise),
+        "noise_at_step_0": float(schedule.amplitudes(0, noise)[1]),
+        "rms_error_of_the_data_at_step_0": float(error),
         "loss_train": losses["train"],
         "loss_test": losses["test"],
         "bits_per_dim_bound_test": float(bits.mean()),

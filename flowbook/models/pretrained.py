@@ -19,7 +19,7 @@ from flowbook import _validate
 from flowbook.models.build import build, describe
 from flowbook.models.classifier import Classifier
 
-PRETRAINED = ("mnist",)
+PRETRAINED = ("mnist", "mnist_dequantized")
 CLASSIFIERS = ("mnist", "digits")
 
 
@@ -28,7 +28,8 @@ def load_pretrained(name: str) -> nn.Module:
 
     Args:
         name: "mnist", class-conditional digits of 28 x 28: ``v(x, t, y)`` with x (B, 1, 28, 28) in [-1, 1] and labels
-            0 to 9; y None, or 10, is the null label. Made by ``flowbook train mnist``.
+            0 to 9; y None, or 10, is the null label. Made by ``flowbook train mnist``. "mnist_dequantized" is the same
+            for likelihoods: its images' grey levels were spread over their bins (``flowbook train mnist_dequantized``).
 
     Example:
         >>> velocity = load_pretrained("mnist")
