@@ -234,7 +234,7 @@ class Interpolation:
     latents: Tensor
     """The latents it was made of, shape (n, B, ...)."""
     nfe: int
-    """The number of model calls: a and b are inverted in one batch, and the whole way is generated in another."""
+    """The number of model calls. Both ends are inverted in one batch, and the whole way is generated in another."""
 
 
 def interpolate(

@@ -12,10 +12,11 @@ import nbformat
 import pytest
 import torch
 
-from flowbook import checks
+from flowbook import checks, inversion
 from flowbook.cnf import log_prob
 from flowbook.diffusion import NoiseSchedule
 from flowbook.divergence import divergence
+from flowbook.solvers import solve
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 DETAILS = re.compile(r"<details><summary>Solution</summary>\n\n(.*?)\n\n</details>", re.S)
@@ -137,6 +138,31 @@ def off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
     return matrix - torch.diag(matrix.diagonal())
 
 
+def midpoint_from(start, end, sign=1.0):  # type: ignore[no-untyped-def]
+    return lambda v, x, n: solve(lambda x, t: sign * v(x, t), x, start, end, method="midpoint", steps=n).x
+
+
+def unshrunk(velocity, x, s):  # type: ignore[no-untyped-def]
+    t = 1 / (1 + s)
+    return x + (1 - t[:, None]) * velocity(x, t)
+
+
+def at_one_minus_s(velocity, x, s):  # type: ignore[no-untyped-def]
+    state = (1 - s)[:, None] * x
+    return state + s[:, None] * velocity(state, 1 - s)
+
+
+def noise_behind(velocity, x, s):  # type: ignore[no-untyped-def]
+    t = 1 / (1 + s)
+    return t[:, None] * (x - velocity(t[:, None] * x, t))
+
+
+def arc_without_length(a, b, w):  # type: ignore[no-untyped-def]
+    a, b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
+    angle = torch.acos((a * b).sum(1, keepdim=True))
+    return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
+
+
 MISTAKES = [
     (lambda: checks.amplitude_left(float((1 - BETAS).prod())), "share of the variance"),
     (lambda: checks.amplitude_left(0.99), "the last step alone"),
@@ -204,6 +230,28 @@ MISTAKES = [
         ),
         "the paper's w",
     ),
+    (lambda: checks.latent_of_a_gaussian(2.625), "the way forward"),
+    (lambda: checks.latent_of_a_gaussian(0.75), "the spread is missing"),
+    (lambda: checks.midpoint_inversion(lambda v, x, n: x), "the loop ended before its first step"),
+    (lambda: checks.midpoint_inversion(midpoint_from(0.0, 1.0)), "this is sampling"),
+    (lambda: checks.midpoint_inversion(midpoint_from(1.0, 0.0, -1.0)), "a sign too many"),
+    (lambda: checks.midpoint_inversion(midpoint_from(0.0, 1.0, -1.0)), "its own time"),
+    (
+        lambda: checks.midpoint_inversion(lambda v, x, n: solve(v, x, 1.0, 0.0, method="heun", steps=n).x),
+        "Heun's method",
+    ),
+    (lambda: checks.midpoint_inversion(midpoint_from(1.0, 0.5)), "by no mistake known here"),
+    (lambda: checks.posterior_mean(unshrunk), "x is not shrunk"),
+    (lambda: checks.posterior_mean(at_one_minus_s), "t = 1 - s is where sigma is s; the noise level is sigma / alpha"),
+    (lambda: checks.posterior_mean(noise_behind), "this is the noise"),
+    (lambda: checks.posterior_mean(lambda v, x, s: x / (1 + s) + s / (1 + s) * v(x / (1 + s), 1 / (1 + s))), "(B, 1)"),
+    (lambda: checks.error_of_the_ode(0.5), "the least possible"),
+    (lambda: checks.error_of_the_ode(1.0), "of the observation itself"),
+    (lambda: checks.slerp(lambda a, b, w: (1 - w) * a + w * b), "the straight line, which leaves the sphere"),
+    (lambda: checks.slerp(lambda a, b, w: inversion.slerp(b, a, [w])[0]), "a and b are swapped"),
+    (lambda: checks.slerp(arc_without_length), "these are unit vectors"),
+    (lambda: checks.likelier_than_samples(784.0), "|x|^2 / 2"),
+    (lambda: checks.likelier_than_samples(0.0), "784 on average"),
 ]
 
 

@@ -28,9 +28,18 @@ from flowbook.checks.flow_matching import (
     pairing,
     target_with_sigma_min,
 )
+from flowbook.checks.inversion import (
+    error_of_the_ode,
+    latent_of_a_gaussian,
+    likelier_than_samples,
+    midpoint_inversion,
+    posterior_mean,
+    slerp,
+)
 
 __all__ = [
-    "amplitude_left", "bits", "ddim", "density_at_the_origin", "exact_divergence", "guidance", "heun_solver",
-    "hutchinson_estimate", "hutchinson_variance", "loss_floor", "midpoint_log_prob", "noise_floor",
-    "noise_from_velocity", "one_euler_step", "pairing", "posterior_step", "renoised_std", "target_with_sigma_min",
+    "amplitude_left", "bits", "ddim", "density_at_the_origin", "error_of_the_ode", "exact_divergence", "guidance",
+    "heun_solver", "hutchinson_estimate", "hutchinson_variance", "latent_of_a_gaussian", "likelier_than_samples",
+    "loss_floor", "midpoint_inversion", "midpoint_log_prob", "noise_floor", "noise_from_velocity", "one_euler_step",
+    "pairing", "posterior_mean", "posterior_step", "renoised_std", "slerp", "target_with_sigma_min",
 ]  # fmt: skip
