@@ -292,7 +292,7 @@ class PairDataset(Dataset[Any]):
 
     @property
     def name(self) -> str:
-        """A word that differs where the pairs do: a run is not continued on others."""
+        """A word that differs where the pairs do, so that a run is not continued on others."""
         return digest({name: value for name, value in self.manifest.items() if name not in NOTES})[:16]
 
 

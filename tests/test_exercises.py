@@ -16,6 +16,7 @@ from flowbook import checks, inversion
 from flowbook.cnf import log_prob
 from flowbook.diffusion import NoiseSchedule
 from flowbook.divergence import divergence
+from flowbook.metrics import straightness
 from flowbook.solvers import solve
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
@@ -52,6 +53,12 @@ def test_the_solution_passes_its_check(number: str, code: str) -> None:
         exec(compile(code, f"solution {number}", "exec"), {})
     assert printed.getvalue().startswith("right: ")
     assert "checks." in code
+
+
+def straightness_from_the_start(velocity, x0, steps):  # type: ignore[no-untyped-def]
+    still = [velocity(x0, n / steps) for n in range(steps)]
+    way = sum(still) / steps
+    return float(sum((way - v).square().sum(1).mean() for v in still) / steps)
 
 
 def wrong_target(x0, x1, t, sigma_min):  # type: ignore[no-untyped-def]
@@ -230,6 +237,22 @@ MISTAKES = [
         ),
         "the paper's w",
     ),
+    (lambda: checks.rectified_cost(3.5), "independent pairs"),
+    (lambda: checks.rectified_cost(2.25), "the squared distance of the means"),
+    (lambda: checks.rectified_cost(1.0), "what is saved"),
+    (lambda: checks.straightness_by_euler(lambda v, x, n: n * straightness(v, x, steps=n)), "summed over the steps"),
+    (lambda: checks.straightness_by_euler(lambda v, x, n: straightness(v, x, steps=n) / 2), "over the dimensions"),
+    (lambda: checks.straightness_by_euler(straightness_from_the_start), "at x0 throughout"),
+    (lambda: checks.distillation_times(lambda k, batch: torch.randint(1, k + 1, (batch,)) / k), "no step starts there"),
+    (lambda: checks.distillation_times(lambda k, batch: torch.randint(k, (batch,)) / (k - 1)), "k starts"),
+    (lambda: checks.distillation_times(lambda k, batch: torch.rand(batch)), "a whole interval"),
+    (lambda: checks.distillation_times(lambda k, batch: torch.randint(k, (batch, 1)) / k), "expected shape"),
+    (lambda: checks.distillation_times(lambda k, batch: torch.rand(batch).square().mul(k).floor() / k), "alike often"),
+    (lambda: checks.one_step_encoder(lambda v, x: x + v(x, 1.0)), "sign flipped"),
+    (lambda: checks.one_step_encoder(lambda v, x: x - v(x, 0.0)), "asked at t = 0; data lie"),
+    (lambda: checks.one_step_encoder(lambda v, x: x - (v(x, 1.0) + v(x, 0.5)) / 2), "evaluations: expected one"),
+    (lambda: checks.half_the_sum(784), "the half is missing"),
+    (lambda: checks.half_the_sum(1 / 392), "upside down"),
     (lambda: checks.latent_of_a_gaussian(2.625), "the way forward"),
     (lambda: checks.latent_of_a_gaussian(0.75), "the spread is missing"),
     (lambda: checks.midpoint_inversion(lambda v, x, n: x), "the loop ended before its first step"),

@@ -168,11 +168,13 @@ def test_law_9_ten_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> Non
     context.set_forkserver_preload(["flowbook.pairs", "flowbook.solvers"])
     moments, half_written = random.Random(0), 0
     folder = tmp_path / "killed"
-    for _ in range(10):
+    for attempt in range(10):
         process = context.Process(target=make_slowly, args=(folder,))
         process.start()
-        for _ in range(2000):  # until it is at work; then a random moment
-            if (folder / "manifest.json").exists():
+        # Every other time as soon as the folder is claimed, else when it writes; then at a random moment.
+        sign = "manifest.json" if attempt % 2 else f".shard_*.{process.pid}"
+        for _ in range(2000):
+            if any(folder.glob(sign)):
                 break
             time.sleep(0.01)
         time.sleep(moments.uniform(0.0, 0.15))
