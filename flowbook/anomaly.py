@@ -47,7 +47,7 @@ def anomaly_score(
 
     m is the mean of the same quantity over the reference: data like those that the model was trained on, best held out.
     A latent of N(0, I) has m = D, which is taken without a reference; where data fill no volume, as images with a black
-    margin, the latents are shorter, and only a reference says by how much.
+    margin, or where steps are coarse, the latents are of another length, and only a reference says of which.
 
     Args:
         velocity: ``v(x, t, y=None)``, trained on data that are not anomalous.

@@ -126,6 +126,13 @@ def no_semicolon_at_the_end(notebook: NotebookNode, name: str) -> list[str]:
 
 
 @rule
+def what_is_made_to_be_shown_is_shown(notebook: NotebookNode, name: str) -> list[str]:
+    """The package's source on a page is a cell's value: assigned to _, nothing is on the page."""
+    calls = [(index, cell) for index, cell in code_cells(notebook) if "plotting.source(" in cell.source]
+    return [f"cell {index} does not show its source" for index, cell in calls if "```python" not in str(cell.outputs)]
+
+
+@rule
 def few_digits(notebook: NotebookNode, name: str) -> list[str]:
     """Digits beyond the fourth change from machine to machine."""
     complaints = []
@@ -332,6 +339,7 @@ BAD: list[tuple[Rule, Callable[[NotebookNode], Any]]] = [
     (no_shell_and_no_magic, source_of(3, "%%time\nassert True")),
     (no_shell_and_no_magic, source_of(3, "%autoreload 2")),
     (no_semicolon_at_the_end, source_of(3, "assert True\nlist([1]);")),
+    (what_is_made_to_be_shown_is_shown, source_of(3, "assert True\n_ = plotting.source(solve)")),
     (few_digits, output_of("loss 0.123456")),
     (few_digits, output_of("1.23456e-05")),
     (few_digits, output_of("12345.0")),
