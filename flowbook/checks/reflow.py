@@ -45,6 +45,7 @@ def straightness_by_euler(function: Callable[..., float]) -> str:
     """Exercise 4.2: ``function(velocity, x0, steps) -> S`` of equation (4.2), along Euler's own trajectory.
 
     Example:
+        >>> from flowbook.metrics import straightness
         >>> straightness_by_euler(lambda velocity, x0, steps: straightness(velocity, x0, steps=steps))
         'right: the whole way of each point against its velocity at each step'
     """
@@ -117,6 +118,7 @@ def one_step_encoder(function: Callable[..., Tensor]) -> str:
     """Exercise 4.4: ``function(velocity, x1) -> x0`` in one evaluation.
 
     Example:
+        >>> from flowbook.reflow import encode
         >>> one_step_encoder(encode)
         'right: one step back, from t = 1'
     """
