@@ -11,7 +11,6 @@ distillation, to as many steps as there are times.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from flowbook import _validate, keyed
-from flowbook._model import Velocity, call, evaluating
+from flowbook._model import Velocity, call
 from flowbook.batch import unpack
 from flowbook.data import Source
+from flowbook.metrics import curvature as curvature
 from flowbook.metrics import straightness as straightness
+from flowbook.metrics import transport_cost as transport_cost
 from flowbook.pairs import OnlinePairs as OnlinePairs
 from flowbook.pairs import PairDataset as PairDataset
 from flowbook.pairs import generate_pairs as generate_pairs
@@ -345,57 +346,3 @@ def encode(velocity: Velocity, x1: Tensor, *, y: Tensor | None = None) -> Tensor
         tensor([[-1., -1.]])
     """
     return solve(velocity, x1, 1.0, 0.0, y=y, method="euler", steps=1).x
-
-
-# Measures -------------------------------------------------------------------------------------------------------------
-
-
-def transport_cost(x0: Tensor, x1: Tensor, *, power: float = 2.0) -> float:
-    r"""What it costs to carry the noise of each pair to its data, :math:`E\|x_1 - x_0\|^p`.
-
-    The norm is over all dimensions. An exact round of Reflow raises it for no p >= 1, the same round for all of them
-    (Liu et al. 2023).
-
-    Args:
-        x0, x1: the two ends of pairs, shape (n, ...).
-        power: p.
-
-    Example:
-        >>> transport_cost(torch.zeros(3, 2), torch.ones(3, 2))
-        2.0
-    """
-    _validate.float_tensor("x0", x0, min_dim=2, finite=True)
-    _validate.float_tensor("x1", x1, min_dim=2, finite=True)
-    _validate.same_shape("x1", x1, "x0", x0)
-    _validate.number("power", power, 0, float("inf"), low_open=True, high_open=True)
-    squares = (x1.double() - x0.double()).flatten(1).square().sum(1)
-    return float((squares ** (power / 2)).mean())
-
-
-@torch.no_grad()
-def curvature(velocity: Velocity, x0: Tensor, *, steps: int, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    r"""Where on their way trajectories bend or change speed, :math:`E\|\frac{d}{dt} v(X_t, t)\|^2` over t.
-
-    Summed over dimensions, by differences along rk4's trajectory. It is 0 where paths are straight and even.
-
-    Args:
-        velocity: ``v(x, t, y=None)``.
-        x0: noise, shape (B, ...).
-        steps: intervals of [0, 1], of which each has a value.
-        y: labels, shape (B,).
-
-    Returns:
-        The middle of each interval and the value there, both (steps,).
-
-    Example:
-        >>> curvature(lambda x, t: 3 * t * torch.ones_like(x), torch.zeros(8, 2), steps=2)
-        (tensor([0.2500, 0.7500]), tensor([18., 18.]))
-    """
-    _validate.positive_int("steps", steps)
-    grid = [n / steps for n in range(steps + 1)]
-    solution = solve(velocity, x0, y=y, method="rk4", steps=steps, save_at=grid)
-    assert solution.trajectory is not None
-    with evaluating(velocity):
-        v = [call(velocity, x, t, y) for x, t in zip(solution.trajectory, solution.times, strict=True)]
-    changes = [(after - before).flatten(1).mul(steps).square().sum(1).mean() for before, after in itertools.pairwise(v)]
-    return (solution.times[1:] + solution.times[:-1]) / 2, torch.stack(changes)

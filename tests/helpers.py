@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 from typing import Any
 
 import pytest
@@ -64,3 +65,14 @@ def randomised(model: nn.Module, seed: int = 0, scale: float = 0.2) -> nn.Module
         for parameter in model.parameters():
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def wait_for(processes: list[subprocess.Popen[str]]) -> None:
+    """Until all have ended well; none outlives a failure."""
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()

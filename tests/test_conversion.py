@@ -27,6 +27,17 @@ def test_ends_latents_and_densities_are_those_of_the_flow_itself(path: object, p
     torch.testing.assert_close(cnf.log_prob(same, x, **FINE).log_prob, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("power", [1, 2, 3, 3.5])
+def test_law_1_zero_stays_and_a_constant_moves_by_itself(power: float) -> None:
+    x, c = normal(5, 3), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    for velocity, shift in ((torch.zeros_like, 0 * c), (lambda x: c.expand_as(x), c)):
+        field = retimed(lambda x, t, v=velocity: v(x), power)
+        for t0, t1, sign in ((0.0, 1.0, 1.0), (1.0, 0.0, -1.0)):
+            ends = solvers.solve(field, x, t0, t1, method="rk4", steps=200).x
+            # rk4 integrates p (1 - u)^(p - 1) exactly for whole p up to 4
+            torch.testing.assert_close(ends, x + sign * shift, rtol=0, atol=1e-12 if power in (1, 2, 3) else 1e-8)
+
+
 def test_a_time_of_u_is_the_time_of_t_that_it_stands_for() -> None:
     seen: list[Tensor] = []
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import NAN, randomised, seeded
+from helpers import NAN, randomised, seeded, wait_for
 from torch import Tensor, nn
 
 from flowbook import data
@@ -129,13 +129,7 @@ def test_law_9_two_processes_write_the_bytes_of_one(reference: PairDataset, tmp_
         command = [sys.executable, "-c", textwrap.dedent(PROCESS), str(tmp_path / "pairs"), str(Path(__file__).parent)]
         environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        for process in running:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in running:
-            process.kill()
+    wait_for(running)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import wait_for
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -67,13 +68,7 @@ def run(folder: Path, processes: int, accumulate: int) -> list[dict[str, Tensor]
                             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
         command = [sys.executable, str(script), str(folder), str(accumulate)]
         started.append(subprocess.Popen(command, env=dict(environment), stderr=subprocess.PIPE, text=True))
-    try:
-        for process in started:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in started:
-            process.kill()
+    wait_for(started)
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(processes)]
 
 
