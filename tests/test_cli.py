@@ -352,6 +352,21 @@ def test_guidance_is_part_of_the_pairs(run_folder: Path, tmp_path: Path, capsys:
     assert "velocity was" in capsys.readouterr().err
 
 
+def test_pairs_in_bf16_are_those_of_fp32_to_a_hundredth_and_another_folder_s(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    ends = []
+    for precision in ("fp32", "bf16"):
+        arguments = ["pairs", str(run_folder), "--n", "16", "--precision", precision, *FEW, "--out"]
+        assert cli.main([*arguments, str(tmp_path / precision)]) == 0
+        _, x1, y = PairDataset(tmp_path / precision).batch(torch.arange(16))
+        assert y is not None and x1.dtype == torch.float32
+        ends.append(x1)
+    assert not torch.equal(*ends)
+    torch.testing.assert_close(*ends, rtol=0, atol=0.03)
+    assert cli.main([*arguments, str(tmp_path / "fp32")]) == 2 and "velocity was" in capsys.readouterr().err
+
+
 def test_pairs_of_mnist_have_its_labels_proportions(tmp_path: Path) -> None:
     arguments = ["--n", "60", "--method", "euler", "--steps", "1", "--batch-size", "30", "--out", str(tmp_path)]
     assert cli.main(["pairs", "mnist", *arguments]) == 0

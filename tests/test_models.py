@@ -7,7 +7,7 @@ import torch
 from helpers import normal, randomised
 from torch import Tensor, nn
 
-from flowbook.models import MLP, Classifier, UNet, build, describe
+from flowbook.models import MLP, Autocast, Classifier, UNet, build, describe
 from flowbook.models.classifier import CrossEntropy
 from flowbook.models.embedding import LabelEmbedding, TimeEmbedding
 from flowbook.models.unet import Attention
@@ -121,6 +121,18 @@ def test_autocast_to_bf16_works(make) -> None:
     assert model.bfloat16()(x.bfloat16(), 0.5).dtype == torch.bfloat16
 
 
+@models
+def test_autocast_is_the_network_to_three_digits_in_the_precision_of_x(make) -> None:
+    model, x, t = trained(make, classes=3)
+    model, x, t = model.float(), x.float(), t.float()
+    y = torch.tensor([0, 1, 2, 3])
+    field = Autocast(model)
+    exact, rounded = model(x, t, y), field(x, t, y)
+    assert rounded.dtype == x.dtype and not torch.equal(rounded, exact)
+    assert (rounded - exact).square().mean() < (0.02**2) * exact.square().mean()
+    torch.testing.assert_close(field(x, t), field(x, t, torch.full((4,), field.null_label)))
+
+
 def test_a_unet_starts_at_zero() -> None:
     assert torch.equal(UNet(1, **SMALL)(torch.randn(2, 1, 8, 8), 0.5), torch.zeros(2, 1, 8, 8))
 
@@ -212,6 +224,7 @@ X1, X2 = torch.zeros(4, 2), torch.zeros(4, 1, 8, 8)
         (lambda: CrossEntropy(shift="big"), TypeError, "shift: .*'big'"),
         (lambda: TimeEmbedding(3), ValueError, "dim: .*even.*3"),
         (lambda: LabelEmbedding(0, 4), ValueError, "num_classes: .*0"),
+        (lambda: Autocast(lambda x, t: x), TypeError, "network: .*function"),
         (lambda: build("Unet"), ValueError, "model: .*'UNet'.*'Unet'"),
         (lambda: build("MLP", dimension=2), TypeError, "dimension"),
     ],

@@ -1,5 +1,6 @@
 """The networks, and weights that were trained with the recipes of this package."""
 
+from flowbook.models.autocast import Autocast
 from flowbook.models.build import CLASSES, build, describe
 from flowbook.models.classifier import Classifier, features_and_labels
 from flowbook.models.mlp import MLP
@@ -10,6 +11,7 @@ __all__ = [
     "CLASSES",
     "MLP",
     "PRETRAINED",
+    "Autocast",
     "Classifier",
     "UNet",
     "build",

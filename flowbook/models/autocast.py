@@ -1,0 +1,42 @@
+"""A network in bfloat16 where that is safe: half the time and memory of its evaluations, on hardware that knows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowbook import _validate
+from flowbook._model import null_label_of
+
+
+class Autocast(nn.Module):
+    """``network`` under ``torch.autocast`` in bfloat16, with its answer in the precision of x.
+
+    Sums and norms stay in float32, matrix products keep eight bits of their factors: enough to draw samples, where the
+    solver's error is larger; not enough for derivatives or inversion.
+
+    Args:
+        network: ``v(x, t, y=None)`` with weights.
+
+    Example:
+        >>> from flowbook import models
+        >>> network = models.MLP(2, hidden=16)
+        >>> Autocast(network)(torch.zeros(4, 2), torch.tensor(0.5)).dtype
+        torch.float32
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        _validate.instance("network", network, nn.Module, "MLP(2)")
+        self.network = network
+
+    @property
+    def null_label(self) -> int | None:
+        """The network's label for "none"; None if it has none."""
+        return null_label_of(self.network)
+
+    def forward(self, x: Tensor, t: Tensor | float, *rest: Any) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return self.network(x, t, *rest).to(x.dtype)
