@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,9 @@ from flowbook import _validate, keyed
 from flowbook._digest import digest
 from flowbook._model import Velocity, null_label_of
 from flowbook._pair_files import NOTES, PairFolder
+from flowbook._progress import tqdm
 from flowbook.data import Source
 from flowbook.solvers import sample
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def generate_pairs(
     return PairDataset(folder.path)
 
 
-def _fill(arrays: dict[str, Any], rows: range, batch_size: int, teacher: _Teacher, bar: tqdm[NoReturn]) -> float:
+def _fill(arrays: dict[str, Any], rows: range, batch_size: int, teacher: _Teacher, bar: Any) -> float:
     """Write a shard's pairs, batch by batch; the model calls of a pair, on average."""
     calls = 0
     for start in range(0, len(rows), batch_size):
@@ -210,12 +208,8 @@ def _device(velocity: Velocity) -> torch.device:
     return torch.device("cpu") if weight is None else weight.device
 
 
-def _progress_bar(
-    progress: bool | None, rank: int, folder: PairFolder, mine: range, missing: list[int]
-) -> tqdm[NoReturn]:
+def _progress_bar(progress: bool | None, rank: int, folder: PairFolder, mine: range, missing: list[int]) -> Any:
     """tqdm over this process's pairs, on the first process, where a person watches."""
-    from tqdm.auto import tqdm
-
     show = sys.stderr.isatty() if progress is None else progress
     total = sum(len(folder.rows(k)) for k in mine)
     left = sum(len(folder.rows(k)) for k in set(mine) & set(missing))

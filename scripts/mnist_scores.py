@@ -15,9 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from flowbook import models
 from flowbook.models.pretrained import asset
 from flowbook.scores import score_velocity
@@ -27,13 +24,9 @@ STEPS = (1, 2, 4, 8, 12)
 
 
 def main() -> None:
-    network = models.load_pretrained("mnist").to(memory_format=torch.channels_last)
+    velocity = models.Autocast(models.load_pretrained("mnist"))
     judge, reference = models.load_classifier("mnist"), models.load_moments("mnist")["test"]
     counts = json.loads(asset("mnist_floor.json").read_text())["class_counts_train"]
-
-    def velocity(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return network(x, t, y).to(x.dtype)
 
     def score(**options: Any) -> dict[str, Any]:
         result = asdict(score_velocity(velocity, judge, reference, method="midpoint", class_counts=counts, **options))

@@ -61,6 +61,10 @@ def straightness_from_the_start(velocity, x0, steps):  # type: ignore[no-untyped
     return float(sum((way - v).square().sum(1).mean() for v in still) / steps)
 
 
+def unit(a):  # type: ignore[no-untyped-def]
+    return torch.nn.functional.normalize(a, dim=1)
+
+
 def wrong_target(x0, x1, t, sigma_min):  # type: ignore[no-untyped-def]
     xt = t[:, None] * x1 + (1 - (1 - sigma_min) * t[:, None]) * x0
     return xt, -(x1 - (1 - sigma_min) * x0)
@@ -253,6 +257,18 @@ MISTAKES = [
     (lambda: checks.one_step_encoder(lambda v, x: x - (v(x, 1.0) + v(x, 0.5)) / 2), "evaluations: expected one"),
     (lambda: checks.half_the_sum(784), "the half is missing"),
     (lambda: checks.half_the_sum(1 / 392), "upside down"),
+    (lambda: checks.break_even(1_280_000 / 47), "the training has a cost"),
+    (lambda: checks.break_even(1_536_000 / 47), "the pairs have a cost"),
+    (lambda: checks.break_even(2_176_000 / 47), "guidance calls the network twice"),
+    (lambda: checks.break_even(1_792_000 / 47), "counts three times"),
+    (lambda: checks.break_even(2_816_000), "divide by what each sample saves"),
+    (lambda: checks.layer_distance(lambda a, b: (a - b).square().sum(1).mean((1, 2))), "unit length"),
+    (
+        lambda: checks.layer_distance(lambda a, b: (unit(a) - unit(b)).square().mean((1, 2, 3))),
+        "mean over the channels",
+    ),
+    (lambda: checks.layer_distance(lambda a, b: (unit(a) - unit(b)).square().sum((1, 2, 3))), "sum over the places"),
+    (lambda: checks.layer_distance(lambda a, b: (unit(a) - unit(b)).norm(dim=1).mean((1, 2))), "square is missing"),
     (lambda: checks.latent_of_a_gaussian(2.625), "the way forward"),
     (lambda: checks.latent_of_a_gaussian(0.75), "the spread is missing"),
     (lambda: checks.midpoint_inversion(lambda v, x, n: x), "the loop ended before its first step"),

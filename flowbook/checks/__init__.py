@@ -37,17 +37,20 @@ from flowbook.checks.inversion import (
     slerp,
 )
 from flowbook.checks.reflow import (
+    break_even,
     distillation_times,
     half_the_sum,
+    layer_distance,
     one_step_encoder,
     rectified_cost,
     straightness_by_euler,
 )
 
 __all__ = [
-    "amplitude_left", "bits", "ddim", "density_at_the_origin", "distillation_times", "error_of_the_ode",
-    "exact_divergence", "guidance", "half_the_sum", "heun_solver", "hutchinson_estimate", "hutchinson_variance",
-    "latent_of_a_gaussian", "likelier_than_samples", "loss_floor", "midpoint_inversion", "midpoint_log_prob",
-    "noise_floor", "noise_from_velocity", "one_euler_step", "one_step_encoder", "pairing", "posterior_mean",
-    "posterior_step", "rectified_cost", "renoised_std", "slerp", "straightness_by_euler", "target_with_sigma_min",
+    "amplitude_left", "bits", "break_even", "ddim", "density_at_the_origin", "distillation_times",
+    "error_of_the_ode", "exact_divergence", "guidance", "half_the_sum", "heun_solver", "hutchinson_estimate",
+    "hutchinson_variance", "latent_of_a_gaussian", "layer_distance", "likelier_than_samples", "loss_floor",
+    "midpoint_inversion", "midpoint_log_prob", "noise_floor", "noise_from_velocity", "one_euler_step",
+    "one_step_encoder", "pairing", "posterior_mean", "posterior_step", "rectified_cost", "renoised_std", "slerp",
+    "straightness_by_euler", "target_with_sigma_min",
 ]  # fmt: skip

@@ -162,3 +162,63 @@ def half_the_sum(value: float) -> str:
         "one is the mean over the dimensions, the other half their sum", tolerance=1e-3,
     )  # fmt: skip
     return "right: half the number of dimensions"
+
+
+def break_even(value: float) -> str:
+    """Exercise 4.6: from how many samples on the shipped student has cost less than its teacher, in evaluations.
+
+    Example:
+        >>> break_even((40_000 * 32 + 8_000 * 64 * 3) / (48 - 1))
+        'right: some sixty thousand samples'
+    """
+    pairs, training = 40_000 * 32, 8_000 * 64 * 3
+    diagnose_number(
+        value / 1000, (pairs + training) / 47_000,
+        {
+            "guidance calls the network twice, for the pairs too": (pairs / 2 + training) / 47_000,
+            "the pairs have a cost as well, not only the training": training / 47_000,
+            "the training has a cost as well, not only the pairs": pairs / 47_000,
+            "a training step counts three times, for the way forward and back": (pairs + training / 3) / 47_000,
+            "a step of training has a batch of 64": (pairs + training / 64) / 47_000,
+            "the teacher's 12 steps of the midpoint method under guidance are 48 evaluations": (
+                pairs + training
+            ) / 11_000,
+            "this is what was spent; divide by what each sample saves": (pairs + training) / 1000,
+        },
+        "what was spent, divided by what each sample saves", tolerance=0.6, what="value / 1000",
+    )  # fmt: skip
+    return "right: some sixty thousand samples"
+
+
+def layer_distance(function: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """Exercise 4.7: ``function(a, b) -> (B,)``, the perceptual distance in one layer of activations (B, C, H, W).
+
+    Example:
+        >>> unit = lambda a: torch.nn.functional.normalize(a, dim=1)
+        >>> layer_distance(lambda a, b: (unit(a) - unit(b)).square().sum(1).mean((1, 2)))
+        'right: unit length over the channels, the sum over them, the mean over places'
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 5, 4, 2, generator=generator) * 2 for _ in range(2))
+
+    def unit(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
+        return x / x.square().sum(dim, keepdim=True).sqrt()
+
+    squares = (unit(a) - unit(b)).square()
+    diagnose(
+        function(a.clone(), b.clone()), squares.sum(1).mean((1, 2)),
+        {
+            "not brought to unit length": (a - b).square().sum(1).mean((1, 2)),
+            "brought to unit length over the places; it is over the channels": (
+                (unit(a, (2, 3)) - unit(b, (2, 3))).square().sum(1).mean((1, 2))
+            ),
+            "brought to unit length over channels and places at once": (
+                (unit(a, (1, 2, 3)) - unit(b, (1, 2, 3))).square().sum(1).mean((1, 2))
+            ),
+            "the mean over the channels; it is their sum": squares.mean((1, 2, 3)),
+            "the sum over the places; it is their mean": squares.sum((1, 2, 3)),
+            "the square is missing": squares.sum(1).sqrt().mean((1, 2)),
+        },
+        "distance",
+    )  # fmt: skip
+    return "right: unit length over the channels, the sum over them, the mean over places"

@@ -19,7 +19,7 @@ from flowbook import _validate
 from flowbook.models.build import build, describe
 from flowbook.models.classifier import Classifier
 
-PRETRAINED = ("mnist", "mnist_dequantized")
+PRETRAINED = ("digits", "mnist", "mnist_dequantized", "mnist_one_step")
 CLASSIFIERS = ("mnist", "digits")
 
 
@@ -30,6 +30,9 @@ def load_pretrained(name: str) -> nn.Module:
         name: "mnist", class-conditional digits of 28 x 28: ``v(x, t, y)`` with x (B, 1, 28, 28) in [-1, 1] and labels
             0 to 9; y None, or 10, is the null label. Made by ``flowbook train mnist``. "mnist_dequantized" is the same
             for likelihoods: its images' grey levels were spread over their bins (``flowbook train mnist_dequantized``).
+            "mnist_one_step" is distilled from "mnist" (``flowbook train distill``), and only for
+            ``sample(velocity, x0, y=y, method="euler", steps=1)``: it knows no time but 0. "digits" is a small one for
+            8 x 8 pixels (``flowbook train digits``).
 
     Example:
         >>> velocity = load_pretrained("mnist")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flowbook import keyed, models
 from flowbook._model import Velocity, evaluating
+from flowbook._progress import tqdm
 from flowbook.batch import Batch
 from flowbook.couplings import Coupling, couple_ahead
 from flowbook.diffusion import Diffusion
@@ -333,8 +334,6 @@ class _progress_bar:
     def __init__(self, progress: bool | None, first: int, total: int, main: bool):
         self.bar = None
         if main and (sys.stderr.isatty() if progress is None else progress):
-            from tqdm.auto import tqdm
-
             self.bar = tqdm(total=total, initial=first, unit="step")
 
     def update(self, done: int, loss: float, speed: float) -> None:
