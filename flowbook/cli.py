@@ -13,7 +13,10 @@ from safetensors import SafetensorError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors of use end with one line and exit status 2, those of files with one and status 1."""
+    """Run one command; errors of use end with one line and exit status 2, those of files with one and status 1.
+
+    Status 75 is a training that SIGTERM has stopped: the same command goes on with it.
+    """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if options.command in ("train", "distill") and not any(word.startswith("-") for word in rest):
@@ -22,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status: int = options.run(options)
-    except (ValueError, TypeError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
+    except SystemExit as stopped:  # SIGTERM: the run is safe, and the scheduler may start it again
+        print(f"flowbook {options.command}: {stopped}", file=sys.stderr)
+        raise
+    except (ValueError, TypeError, FileNotFoundError, RuntimeError, FloatingPointError, MemoryError) as error:
         print(f"flowbook {options.command}: {error}", file=sys.stderr)
         return 2
     except (OSError, SafetensorError) as error:
