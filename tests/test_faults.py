@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ from flowbook.couplings import OptimalTransport
 from flowbook.flow_matching import FlowMatching
 from flowbook.models import MLP
 from flowbook.training import EXIT_STATUS, Preempted, TrainConfig, checkpoint, fit
+
+pytestmark = pytest.mark.faults
 
 STEPS = 20_000
 
@@ -229,7 +232,7 @@ def test_a_full_disk_ends_in_one_line_and_earlier_checkpoints_stay(tmp_path: Pat
     (tmp_path / "plane.yaml").write_text(RECIPE.replace("hidden: 16", "hidden: 64"))
     fit(MLP(2, hidden=64), FlowMatching(), data.moons(), TrainConfig(steps=5, batch_size=32), out=tmp_path / "other")
     whole = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*.safetensors")}
-    command = [sys.executable, "-c", __import__("textwrap").dedent(FULL), str(tmp_path / "plane.yaml")]
+    command = [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path / "plane.yaml")]
     done = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("flowbook train: ")

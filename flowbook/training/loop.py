@@ -331,8 +331,8 @@ def _what_fits(loss: Loss, model: nn.Module, batch: Batch, rows: int, parts: int
         except torch.OutOfMemoryError:
             continue
         return (
-            f"{said}: {rows} samples in one forward pass are too many. accumulate={parts * rows // fewer} works through "
-            f"the same batch {fewer} at a time, with the same result"
+            f"{said}: {rows} samples in one forward pass are too many. accumulate={parts * rows // fewer} works "
+            f"through the same batch {fewer} at a time, with the same result"
         )
     return f"{said}: not even one sample in a forward pass fits; choose a smaller model"
 
