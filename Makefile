@@ -17,7 +17,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 .PHONY: help book pages test test-faults notebooks lint clean home lock venv
 
 help:  ## list the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
 
 book: $(STAMP)  ## render the book; warnings are errors
 	@$(MAKE) --no-print-directory pages

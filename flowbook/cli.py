@@ -108,6 +108,7 @@ def _train(options: argparse.Namespace) -> int:
     from flowbook.training import recipes
 
     recipe = recipes.read(options.recipe, options.overrides)
+    print(recipes.announce(recipe), flush=True)
     out = options.out or Path("runs") / Path(options.recipe).stem
     result = recipes.run(recipe, out, resume=not options.fresh)
     print(f"{result.step} steps, last checkpoint {result.checkpoint}")
