@@ -36,7 +36,8 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
 
     Example:
         >>> from flowbook import models
-        >>> print(cost(models.UNet(3, 32, width=128, multipliers=(1, 2, 2, 2), attention=(16,)), torch.zeros(1, 3, 32, 32)))
+        >>> network = models.UNet(3, 32, width=128, multipliers=(1, 2, 2, 2), attention=(16,))
+        >>> print(cost(network, torch.zeros(1, 3, 32, 32)))
         36,599,683 weights, 12.4 GFLOP for each sample and evaluation
     """
     from torch.utils.flop_counter import FlopCounterMode

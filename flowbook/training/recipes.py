@@ -170,7 +170,7 @@ def announce(recipe: Recipe) -> str:
     size = f"{sum(p.numel() for p in model.parameters()):,} weights"
     if not isinstance(model, models.Classifier):
         shape = (model.dim,) if isinstance(model, models.MLP) else (model.channels, model.size, model.size)
-        size = str(models.cost(model, torch.zeros(1, *shape, device="meta")))  # type: ignore[arg-type]
+        size = str(models.cost(model, torch.zeros(1, *shape, device="meta")))
     return f"{type(model).__name__}: {size}; {config.steps:,} steps of {config.batch_size}"
 
 
