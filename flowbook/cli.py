@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if options.command in ("train", "distill") and not any(word.startswith("-") for word in rest):
+    if options.command in ("train", "distill", "bench") and not any(word.startswith("-") for word in rest):
         options.overrides += rest  # those that come after an option; argparse takes only those before it
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -99,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path, help="the file, ....safetensors")
     export.set_defaults(run=_export)
 
+    bench = commands.add_parser("bench", help="time a recipe's training on this machine, on random numbers")
+    bench.add_argument("recipe", help="the name of a recipe (see `flowbook recipes`) or a YAML file")
+    bench.add_argument("overrides", nargs="*", help="section.key=value, for example train.batch_size=64")
+    bench.add_argument("--steps", type=int, default=10, help="steps that are timed")
+    bench.set_defaults(run=_bench)
+
     recipes = commands.add_parser("recipes", help="list the recipes of the package")
     recipes.set_defaults(run=_recipes)
     return parser
@@ -112,6 +118,14 @@ def _train(options: argparse.Namespace) -> int:
     out = options.out or Path("runs") / Path(options.recipe).stem
     result = recipes.run(recipe, out, resume=not options.fresh)
     print(f"{result.step} steps, last checkpoint {result.checkpoint}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from flowbook.training import recipes
+    from flowbook.training.speed import bench
+
+    print(bench(recipes.read(options.recipe, options.overrides), steps=options.steps))
     return 0
 
 

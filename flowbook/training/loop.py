@@ -118,7 +118,7 @@ def fit(
     model = velocity.to(device)
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         model = model.to(memory_format=torch.channels_last)
-    optimizer = _optimizer(model, config, device)
+    optimizer = make_optimizer(model, config, device)
     average = AveragedWeights(model, config.average_half_life, config.average_ramp)
 
     first_step = _restore(folder, resume, config, recipe, ingredients, model, average, optimizer)
@@ -134,9 +134,7 @@ def fit(
     trained: Any = torch.compile(model) if config.compile else model
     if processes > 1:
         trained = accelerator.prepare_model(trained)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+    precision = resolve_precision(config.precision, device)
     stream: Iterator[Batch] = batches(
         data, batch_size=config.batch_size, seed=keyed.mix(config.seed, 1), first_step=first_step,
         last_step=last_step, share=share, device=device,
@@ -270,7 +268,7 @@ def _accelerator(config: TrainConfig) -> Any:
     return Accelerator(cpu=config.device == "cpu", mixed_precision="no")
 
 
-def _optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay,
         fused=device.type in ("cpu", "cuda"),
@@ -303,6 +301,13 @@ def _restore(
         raise ValueError(f"out: the checkpoint {paths[-1]} is of another model: {error}") from error
     checkpoints.restore_optimizer(optimizer, stored.optimizer)
     return stored.step
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """What "auto" means on a device."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return precision
 
 
 def _seed_process(seed: int, device: torch.device) -> None:
