@@ -14,10 +14,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book pages test notebooks lint clean home lock venv
+.PHONY: help book pages test test-faults notebooks lint clean home lock venv
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
 
 book: $(STAMP)  ## render the book; warnings are errors
 	@$(MAKE) --no-print-directory pages
@@ -29,6 +29,9 @@ pages: $(MATHJAX_FILE)
 
 test: $(STAMP)  ## run every test and replay every notebook
 	$(RUN) -m pytest
+
+test-faults: $(STAMP)  ## end trainings in many ways and see that nothing is lost
+	$(RUN) -m pytest tests/test_faults.py -m "faults or not faults"
 
 notebooks: $(STAMP)  ## run the notebooks again and store what they print; NOTEBOOKS="book/03*.ipynb" for some
 	$(RUN) scripts/notebooks.py $(or $(NOTEBOOKS),book/*.ipynb)

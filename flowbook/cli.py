@@ -13,16 +13,22 @@ from safetensors import SafetensorError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors of use end with one line and exit status 2, those of files with one and status 1."""
+    """Run one command; errors of use end with one line and exit status 2, those of files with one and status 1.
+
+    Status 75 is a training that SIGTERM has stopped: the same command goes on with it.
+    """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if options.command in ("train", "distill") and not any(word.startswith("-") for word in rest):
+    if options.command in ("train", "distill", "bench") and not any(word.startswith("-") for word in rest):
         options.overrides += rest  # those that come after an option; argparse takes only those before it
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status: int = options.run(options)
-    except (ValueError, TypeError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
+    except SystemExit as stopped:  # SIGTERM: the run is safe, and the scheduler may start it again
+        print(f"flowbook {options.command}: {stopped}", file=sys.stderr)
+        raise
+    except (ValueError, TypeError, FileNotFoundError, RuntimeError, FloatingPointError, MemoryError) as error:
         print(f"flowbook {options.command}: {error}", file=sys.stderr)
         return 2
     except (OSError, SafetensorError) as error:
@@ -93,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path, help="the file, ....safetensors")
     export.set_defaults(run=_export)
 
+    bench = commands.add_parser("bench", help="time a recipe's training on this machine, on random numbers")
+    bench.add_argument("recipe", help="the name of a recipe (see `flowbook recipes`) or a YAML file")
+    bench.add_argument("overrides", nargs="*", help="section.key=value, for example train.batch_size=64")
+    bench.add_argument("--steps", type=int, default=10, help="steps that are timed")
+    bench.set_defaults(run=_bench)
+
     recipes = commands.add_parser("recipes", help="list the recipes of the package")
     recipes.set_defaults(run=_recipes)
     return parser
@@ -102,9 +114,18 @@ def _train(options: argparse.Namespace) -> int:
     from flowbook.training import recipes
 
     recipe = recipes.read(options.recipe, options.overrides)
+    print(recipes.announce(recipe), flush=True)
     out = options.out or Path("runs") / Path(options.recipe).stem
     result = recipes.run(recipe, out, resume=not options.fresh)
     print(f"{result.step} steps, last checkpoint {result.checkpoint}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from flowbook.training import recipes
+    from flowbook.training.speed import bench
+
+    print(bench(recipes.read(options.recipe, options.overrides), steps=options.steps))
     return 0
 
 

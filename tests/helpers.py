@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import subprocess
 from typing import Any
 
@@ -76,3 +77,9 @@ def wait_for(processes: list[subprocess.Popen[str]]) -> None:
     finally:
         for process in processes:
             process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

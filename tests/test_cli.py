@@ -167,7 +167,8 @@ def test_a_recipe_builds_what_it_names() -> None:
 @pytest.mark.parametrize("name", recipes.names())
 def test_the_package_s_own_recipes_are_valid(name: str) -> None:
     recipe = recipes.read(name)
-    assert sum(p.numel() for p in recipes.build_model(recipe).parameters()) > 0
+    weights = sum(p.numel() for p in recipes.build_model(recipe).parameters())
+    assert f"{weights:,} weights" in recipes.announce(recipe)
     recipes.build_loss(recipe)
 
 

@@ -7,7 +7,7 @@ import torch
 from helpers import normal, randomised
 from torch import Tensor, nn
 
-from flowbook.models import MLP, Autocast, Classifier, UNet, build, describe
+from flowbook.models import MLP, Autocast, Classifier, DiT, UNet, build, describe
 from flowbook.models.classifier import CrossEntropy
 from flowbook.models.embedding import LabelEmbedding, TimeEmbedding
 from flowbook.models.unet import Attention
@@ -19,6 +19,8 @@ MODELS = {
     "U-Net": lambda **more: UNet(2, multipliers=(1, 2), **SMALL, **more),
     "U-Net with attention": lambda **more: UNet(1, multipliers=(1, 2, 2), attention=(4, 2), **SMALL, **more),
     "U-Net on patches": lambda **more: UNet(1, multipliers=(1, 2), patch=2, **SMALL, **more),
+    "DiT": lambda **more: DiT(1, size=8, width=16, depth=2, heads=2, **more),
+    "DiT, colour": lambda **more: DiT(3, size=8, patch=4, width=8, depth=1, heads=1, **more),
     "U-Net, one level": lambda **more: UNet(3, multipliers=(1,), **SMALL, **more),
 }
 models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
@@ -219,6 +221,10 @@ X1, X2 = torch.zeros(4, 2), torch.zeros(4, 1, 8, 8)
         (lambda: UNet(1, size=8, multipliers=()), ValueError, "multipliers: .*none"),
         (lambda: UNet(1, size=8, attention=8), TypeError, "attention: .*8"),
         (lambda: UNet(1, size=8, dropout=2), ValueError, "dropout: .*2"),
+        (lambda: DiT(1, size=9), ValueError, "size: .*multiple of patch = 2; got 9"),
+        (lambda: DiT(1, size=8, width=10, heads=4), ValueError, "width: .*heads = 4.*10"),
+        (lambda: DiT(1, size=8, depth=0), ValueError, "depth: .*0"),
+        (lambda: DiT(1, size=8, width=8, depth=1, heads=1)(X2[:, :, :4], 0.5), ValueError, r"x: .*\(B, 1, 8, 8\)"),
         (lambda: Classifier(width=0), ValueError, "width: .*0"),
         (lambda: Classifier(width="abc"), TypeError, "width: .*'abc'"),
         (lambda: CrossEntropy(shift="big"), TypeError, "shift: .*'big'"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import wait_for
+from helpers import free_port, wait_for
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -45,12 +44,6 @@ SCRIPT = """
     inputs = {name: torch.cat([call[k] for call in seen]) for k, name in enumerate(("x", "t", "y"))}
     save_file({**gradients, **weights, **inputs, "losses": result.losses}, f"{out}/rank{rank}.safetensors")
 """
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def run(folder: Path, processes: int, accumulate: int) -> list[dict[str, Tensor]]:

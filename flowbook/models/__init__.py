@@ -3,6 +3,8 @@
 from flowbook.models.autocast import Autocast
 from flowbook.models.build import CLASSES, build, describe
 from flowbook.models.classifier import Classifier, features_and_labels
+from flowbook.models.cost import Cost, cost
+from flowbook.models.dit import DiT
 from flowbook.models.mlp import MLP
 from flowbook.models.pretrained import PRETRAINED, export, load_classifier, load_moments, load_pretrained
 from flowbook.models.unet import UNet
@@ -13,8 +15,11 @@ __all__ = [
     "PRETRAINED",
     "Autocast",
     "Classifier",
+    "Cost",
+    "DiT",
     "UNet",
     "build",
+    "cost",
     "describe",
     "export",
     "features_and_labels",

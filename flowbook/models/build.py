@@ -9,10 +9,11 @@ from torch import nn
 
 from flowbook import _validate
 from flowbook.models.classifier import Classifier
+from flowbook.models.dit import DiT
 from flowbook.models.mlp import MLP
 from flowbook.models.unet import UNet
 
-CLASSES: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet, "Classifier": Classifier}
+CLASSES: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet, "DiT": DiT, "Classifier": Classifier}
 
 
 def build(name: str, **arguments: Any) -> nn.Module:

@@ -3,5 +3,6 @@
 from flowbook.training.checkpoint import load
 from flowbook.training.config import TrainConfig
 from flowbook.training.loop import TrainResult, fit
+from flowbook.training.preemption import EXIT_STATUS, Preempted
 
-__all__ = ["TrainConfig", "TrainResult", "fit", "load"]
+__all__ = ["EXIT_STATUS", "Preempted", "TrainConfig", "TrainResult", "fit", "load"]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from flowbook import _validate
+from flowbook._files import write_text
 
 
 class RunLog:
@@ -24,10 +25,8 @@ class RunLog:
         self.folder = folder
         path = folder / "log.jsonl"
         kept = _lines(path, first_step) if path.exists() and first_step > 0 else []
-        self._file = path.open("w")
-        for entry in kept:
-            self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))  # a kill here loses no line
+        self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
 
     def write(self, step: int, **numbers: Any) -> None:

@@ -29,6 +29,7 @@ from flowbook.training.average import AveragedWeights
 from flowbook.training.batches import batches, map_batch, with_noise
 from flowbook.training.config import TrainConfig
 from flowbook.training.log import RunLog
+from flowbook.training.preemption import Listener, Preempted
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -75,7 +76,8 @@ def fit(
         config: see :class:`TrainConfig`.
         coupling: if given, noise is drawn for each batch and coupled with it, one batch ahead in a background thread;
             the loss then gets (x0, x1, y).
-        out: a folder for checkpoints, log and previews; None keeps everything in memory.
+        out: a folder for checkpoints, log and previews; None keeps everything in memory. With a folder, SIGTERM stops
+            the run after the step it is in (of several processes, at the next line of the log), with a checkpoint.
         resume: continue from the newest checkpoint in ``out``, bit for bit; False refuses a folder that has one.
         stop_after: stop, with a checkpoint, when this step of the run is reached.
         preview: ``preview(velocity) -> images``, saved as a grid every ``config.preview_every`` steps.
@@ -84,6 +86,8 @@ def fit(
 
     Raises:
         FloatingPointError: when the loss is no longer finite; the last good checkpoint is kept.
+        MemoryError: when a forward pass and its gradient do not fit into the memory; it says how many samples would.
+        Preempted: when SIGTERM has stopped the run; the process exits with status 75 unless it is caught.
         ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, when labels of tensor
             data are none that the model knows, or the batch cannot be shared by the processes.
         TypeError: for arguments of a wrong kind, a class in place of an object among them.
@@ -115,7 +119,7 @@ def fit(
     model = velocity.to(device)
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         model = model.to(memory_format=torch.channels_last)
-    optimizer = _optimizer(model, config, device)
+    optimizer = make_optimizer(model, config, device)
     average = AveragedWeights(model, config.average_half_life, config.average_ramp)
 
     first_step = _restore(folder, resume, config, recipe, ingredients, model, average, optimizer)
@@ -131,9 +135,7 @@ def fit(
     trained: Any = torch.compile(model) if config.compile else model
     if processes > 1:
         trained = accelerator.prepare_model(trained)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+    precision = resolve_precision(config.precision, device)
     stream: Iterator[Batch] = batches(
         data, batch_size=config.batch_size, seed=keyed.mix(config.seed, 1), first_step=first_step,
         last_step=last_step, share=share, device=device,
@@ -163,7 +165,9 @@ def fit(
     checked = first_step
     bar = _progress_bar(progress, first_step, config.steps, accelerator.is_main_process)
     started = time.perf_counter()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), contextlib.closing(bar):
+    listener = Listener(active=folder is not None)
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with forked, listener, _together(processes, folder), contextlib.closing(bar):
         for step, batch in zip(range(first_step, last_step), stream, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
@@ -175,11 +179,16 @@ def fit(
                 piece = batch if config.accumulate == 1 else map_batch(lambda x: x[rows_of_part], batch)  # noqa: B023
                 last_part = part == config.accumulate - 1
                 with contextlib.nullcontext() if processes == 1 or last_part else trained.no_sync():
-                    with keyed.keyed(noise_seed, step, share.start + part * rows), _autocast(precision, device):
-                        value = loss(trained, piece)
-                    if config.accumulate > 1:
-                        value = value / config.accumulate
-                    value.backward()
+                    try:
+                        with keyed.keyed(noise_seed, step, share.start + part * rows), _autocast(precision, device):
+                            value = loss(trained, piece)
+                        if config.accumulate > 1:
+                            value = value / config.accumulate
+                        value.backward()
+                    except torch.OutOfMemoryError as error:
+                        value, crowded = None, str(error).split(". ")[0]  # the error holds what fills the memory
+                if value is None:
+                    raise MemoryError(_what_fits(loss, model, piece, rows, config.accumulate, precision, crowded))
                 losses[step - first_step] += value.detach()
             if config.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
@@ -190,7 +199,10 @@ def fit(
             last = done == last_step
             due = _due(config.checkpoint_every, done) or last
             show = _due(config.preview_every, done) and preview is not None
-            if done % config.log_every == 0 or due or show:
+            pause = done % config.log_every == 0 or due or show  # the processes wait for each other
+            stop = listener.asked if processes == 1 else pause and listener.agreed(accelerator)
+            due = due or stop
+            if pause or stop:
                 recent = losses[checked - first_step : done - first_step]
                 if processes > 1:
                     recent = accelerator.reduce(recent, "mean")
@@ -211,6 +223,10 @@ def fit(
                 assert preview is not None
                 with evaluating(average.model), torch.no_grad():
                     log.images(done, preview(_velocity(loss, average.model)))
+            if stop and not last:
+                if log is not None:
+                    log.close()
+                raise Preempted(done, checkpoints.locate(folder))  # type: ignore[arg-type]
     seconds = time.perf_counter() - started
     if log is not None:
         log.close()
@@ -253,7 +269,7 @@ def _accelerator(config: TrainConfig) -> Any:
     return Accelerator(cpu=config.device == "cpu", mixed_precision="no")
 
 
-def _optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay,
         fused=device.type in ("cpu", "cuda"),
@@ -288,6 +304,13 @@ def _restore(
     return stored.step
 
 
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """What "auto" means on a device."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return precision
+
+
 def _seed_process(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -298,6 +321,41 @@ def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContex
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _what_fits(loss: Loss, model: nn.Module, batch: Batch, rows: int, parts: int, precision: str, said: str) -> str:
+    """What to say when memory is full: tries smaller and smaller parts of the batch."""
+    device = next(model.parameters()).device
+    for fewer in [n for n in range(rows - 1, 0, -1) if rows % n == 0]:
+        for parameter in model.parameters():
+            parameter.grad = None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            with _autocast(precision, device):
+                loss(model, map_batch(lambda x: x[:fewer], batch)).backward()  # noqa: B023
+        except torch.OutOfMemoryError:
+            continue
+        return (
+            f"{said}: {rows} samples in one forward pass are too many. accumulate={parts * rows // fewer} works "
+            f"through the same batch {fewer} at a time, with the same result"
+        )
+    return f"{said}: not even one sample in a forward pass fits; choose a smaller model"
+
+
+@contextlib.contextmanager
+def _together(processes: int, folder: Path | None) -> Iterator[None]:
+    """Say what it means when the connection to another process breaks."""
+    try:
+        yield
+    except RuntimeError as error:
+        if processes == 1 or "peer" not in str(error):
+            raise
+        kept = [] if folder is None else checkpoints.available(folder / "checkpoints")
+        raise RuntimeError(
+            f"another process of this run is gone ({str(error).splitlines()[0]}); "
+            + (f"the last checkpoint is {kept[-1]}" if kept else "no checkpoint was written before")
+        ) from error
 
 
 def _check_finite(recent: Tensor, first: int, folder: Path | None) -> None:

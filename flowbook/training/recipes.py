@@ -156,6 +156,24 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
     )  # fmt: skip
 
 
+def announce(recipe: Recipe) -> str:
+    """What a run will cost, in a line: the network and how many samples it will see.
+
+    Example:
+        >>> announce(read("digits"))
+        'UNet: 151,137 weights, 6.95 MFLOP for each sample and evaluation; 2,000 steps of 64'
+    """
+    _check(recipe)
+    with torch.device("meta"):  # shapes without numbers
+        model = build_model(recipe)
+    config = TrainConfig(**recipe["train"])
+    size = f"{sum(p.numel() for p in model.parameters()):,} weights"
+    if not isinstance(model, models.Classifier):
+        shape = (model.dim,) if isinstance(model, models.MLP) else (model.channels, model.size, model.size)
+        size = str(models.cost(model, torch.zeros(1, *shape, device="meta")))
+    return f"{type(model).__name__}: {size}; {config.steps:,} steps of {config.batch_size}"
+
+
 def build_model(recipe: Recipe) -> nn.Module:
     section = dict(recipe["model"])
     return models.build(section.pop("name"), **section)

@@ -1,0 +1,186 @@
+"""How fast a recipe trains on this machine, and where the time goes: ``flowbook bench RECIPE``."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowbook import _validate, keyed, models
+from flowbook.training import recipes
+from flowbook.training.average import AveragedWeights
+from flowbook.training.config import TrainConfig
+from flowbook.training.loop import make_optimizer, resolve_precision
+
+PARTS = ("forward", "backward", "optimiser", "averaging")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Made by :func:`bench`."""
+
+    machine: str
+    """Device, torch's version, precision, and whether the model was compiled."""
+    cost: models.Cost
+    """Of the network."""
+    batch_size: int
+    """Samples of a step."""
+    parts: dict[str, float]
+    """Seconds of each part of a step, medians, with the device waited for after each."""
+    step: float
+    """Seconds of a whole step, the median, waiting for the device once."""
+    matrix_rate: float
+    """Operations a second of one large matrix product in the same precision, measured in the same run."""
+    memory: int
+    """Bytes: the most that torch has held on a GPU; on the CPU, the most that the process has."""
+
+    @property
+    def images_per_second(self) -> float:
+        """Samples a second."""
+        return self.batch_size / self.step
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the matrix rate that the model's own operations reach: forward, and twice that backward."""
+        return 3 * self.cost.flops * self.images_per_second / self.matrix_rate
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {1000 * seconds:.3g} ms" for name, seconds in self.parts.items())
+        return (
+            f"{self.machine}\n{self.cost}\n"
+            f"{self.images_per_second:.4g} samples a second; "
+            f"a step of {self.batch_size} takes {1000 * self.step:.4g} ms\n"
+            f"parts: {parts}\n"
+            f"{100 * self.utilisation:.3g}% of a matrix product's {self.matrix_rate / 1e12:.3g} TFLOP a second\n"
+            f"memory: {self.memory / 2**30:.3g} GiB at most"
+        )
+
+
+def bench(recipe: recipes.Recipe, steps: int = 10, warmup: int = 3) -> Bench:
+    """Train on random numbers for a few steps, as ``fit`` would, and time it.
+
+    Args:
+        recipe: its model, loss and training settings count; its data are not read.
+        steps: steps that are timed, once as a whole and once part by part.
+        warmup: steps before; compilation falls into them.
+
+    Example:
+        >>> result = bench(recipes.read("digits", ["train.batch_size=8"]), steps=2, warmup=1)
+        >>> 0 < result.utilisation < 1, sorted(result.parts) == sorted(PARTS)
+        (True, True)
+    """
+    _validate.positive_int("steps", steps)
+    _validate.positive_int("warmup", warmup, at_least=0)
+    config = TrainConfig(**recipe["train"])
+    accelerator = torch.accelerator.current_accelerator() if config.device == "auto" else None
+    device = torch.device("cpu") if accelerator is None else accelerator
+    precision = resolve_precision(config.precision, device)
+    torch.manual_seed(config.seed)
+    model = recipes.build_model(recipe)
+    if not hasattr(model, "null_label"):
+        raise ValueError(f"model: expected one that learns a velocity; got {type(model).__name__}")
+    shape = (model.dim,) if isinstance(model, models.MLP) else (model.channels, model.size, model.size)
+    model = model.to(device)
+    if len(shape) == 3:
+        model = model.to(memory_format=torch.channels_last)
+    x1 = torch.randn(config.batch_size, *shape, device=device)
+    y = None if model.null_label is None else torch.randint(model.null_label, (len(x1),), device=device)  # type: ignore[call-overload]
+    trained = torch.compile(model) if config.compile else model
+    step = _Step(trained, model, recipes.build_loss(recipe), (x1, y), config, precision, device)
+
+    for _ in range(warmup):
+        step()
+    whole = [step() for _ in range(steps)]
+    parts: dict[str, list[float]] = {name: [] for name in PARTS}
+    for _ in range(steps):
+        step(lambda name, seconds: parts[name].append(seconds))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return Bench(
+        f"{name}; torch {torch.__version__}; {precision}{', compiled' if config.compile else ''}",
+        models.cost(model, x1[:1].cpu()), config.batch_size,
+        {name: statistics.median(times) for name, times in parts.items()}, statistics.median(whole),
+        matrix_rate(device, precision), _memory(device),
+    )  # fmt: skip
+
+
+@dataclass
+class _Step:
+    """One step of training, in the parts of ``fit``."""
+
+    trained: Any
+    model: nn.Module
+    loss: Any
+    batch: Any
+    config: TrainConfig
+    precision: str
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.optimizer = make_optimizer(self.model, self.config, self.device)
+        self.average = AveragedWeights(self.model, self.config.average_half_life, self.config.average_ramp)
+        self.parameters, self.seen = list(self.model.parameters()), 0
+
+    def __call__(self, note: Callable[[str, float], None] | None = None) -> float:
+        """Seconds; with ``note``, called after each part, the device is waited for each time."""
+        started = last = self._now()
+        for parameter in self.parameters:
+            parameter.grad = None
+        half = torch.autocast(self.device.type, dtype=torch.bfloat16)
+        with half if self.precision == "bf16" else contextlib.nullcontext(), keyed.keyed(0, self.seen, 0):
+            value: Tensor = self.loss(self.trained, self.batch)
+        for name in PARTS:
+            if name == "backward":
+                value.backward()
+            elif name == "optimiser":
+                if self.config.gradient_clip is not None:
+                    torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+                self.optimizer.step()
+            elif name == "averaging":
+                self.seen += self.config.batch_size
+                self.average.update(self.config.batch_size, self.seen)
+            if note is not None:
+                now = self._now()
+                note(name, now - last)
+                last = now
+        return self._now() - started
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Operations a second of a product of square matrices, the best of five: what the hardware gives in practice.
+
+    Example:
+        >>> matrix_rate(torch.device("cpu"), "fp32") > 1e8
+        True
+    """
+    n = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    times = []
+    for _ in range(6):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return 2 * n**3 / min(times[1:])
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
