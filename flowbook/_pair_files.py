@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import flowbook
 from flowbook import _validate
@@ -36,10 +37,13 @@ PATIENCE = 600.0
 class PairFolder:
     path: Path
     settings: dict[str, Any]
+    kind: ClassVar[str] = "pairs"
 
     @classmethod
     def claim(cls, path: Path, settings: dict[str, Any]) -> PairFolder:
         """Make the folder these settings', or refuse it if it is others'."""
+        if cls.kind != "pairs":
+            settings = {"kind": cls.kind} | settings
         if path.exists() and not path.is_dir():
             raise ValueError(f"out: expected a folder; {path} is a file")
         path.mkdir(parents=True, exist_ok=True)
@@ -70,6 +74,8 @@ class PairFolder:
             folder.arrays(0)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"folder: {manifest} is damaged or of another program: {error!r}") from error
+        if (kind := settings.get("kind", "pairs")) != cls.kind:
+            raise ValueError(f"folder: expected {cls.kind} in {path}; it holds {kind}")
         return folder
 
     @property
@@ -92,6 +98,10 @@ class PairFolder:
         ends = (np.dtype(self.settings["dtype"]), (rows, *self.settings["shape"]))
         labels = {} if self.settings["labels"] is None else {"y": (np.dtype(np.int64), (rows,))}
         return {"x0": ends, "x1": ends, **labels}
+
+    def kept(self, x0: Tensor, x1: Tensor, y: Tensor | None) -> dict[str, Tensor | None]:
+        """What of a batch goes into each array."""
+        return {"x0": x0, "x1": x1, "y": y}
 
     @contextmanager
     def writing(self, k: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -48,10 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fresh", action="store_true", help="refuse to continue a run that is there")
     train.set_defaults(run=_train)
 
-    sample = commands.add_parser("sample", help="draw samples from a checkpoint into a PNG grid")
+    sample = commands.add_parser("sample", help="draw samples from a checkpoint, into a grid or a folder of shards")
     sample.add_argument("checkpoint", help="folder of a run or checkpoint, or the name of shipped weights (mnist)")
-    sample.add_argument("--out", type=Path, default=Path("samples.png"))
-    sample.add_argument("--n", type=int, default=10, help="samples per label, or in all without labels")
+    sample.add_argument(
+        "--out", type=Path, default=Path("samples.png"),
+        help="an image file, for a grid; a name without an ending is a folder of images as bytes, which goes on if "
+        "stopped and which processes share",
+    )  # fmt: skip
+    sample.add_argument(
+        "--n", type=int, default=10,
+        help="in a grid, samples per label, or in all without labels; in a folder, in all, with labels as frequent as "
+        "in the data",
+    )  # fmt: skip
     sample.add_argument("--labels", type=int, nargs="*", help="default: every label")
     sample.add_argument(
         "--method", default="midpoint", help="of solve; for models that learned diffusion also ddpm, ddim"
@@ -59,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, default=25, help="steps of a fixed-step method")
     sample.add_argument("--guidance", type=float, default=1.0)
     sample.add_argument("--seed", type=int, default=0)
+    _add_many(sample)
     sample.set_defaults(run=_sample)
 
     score = commands.add_parser("score", help="class accuracy and Frechet distance of digits, as JSON")
@@ -78,11 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--steps", type=int, help="steps of a fixed-step method")
     pairs.add_argument("--tolerance", type=float, default=1e-5, help="rtol and atol of an adaptive method")
     pairs.add_argument("--guidance", type=float, default=1.0)
-    pairs.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network; bf16 is faster")
     pairs.add_argument("--seed", type=int, default=0)
-    pairs.add_argument("--batch-size", type=int, default=250)
-    pairs.add_argument("--shard-size", type=int, default=1000)
-    pairs.add_argument("--device", choices=("cpu", "auto"), default="cpu", help="auto: the accelerator if there is one")
+    _add_many(pairs)
     pairs.set_defaults(run=_pairs)
 
     distill = commands.add_parser("distill", help="train a student that needs few steps, from a checkpoint's pairs")
@@ -108,6 +114,16 @@ def _parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="list the recipes of the package")
     recipes.set_defaults(run=_recipes)
     return parser
+
+
+def _add_many(command: argparse.ArgumentParser) -> None:
+    """What folders of shards are made with."""
+    command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network, in folders")
+    command.add_argument("--batch-size", type=int, default=250, help="solved at once, in folders")
+    command.add_argument("--shard-size", type=int, default=1000, help="rows of a shard of a folder")
+    command.add_argument(
+        "--device", choices=("cpu", "auto"), default="cpu", help="for folders; auto: the accelerator if there is one"
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -155,6 +171,8 @@ def _sample(options: argparse.Namespace) -> int:
     from flowbook.flow_matching import guided
 
     _validate.positive_int("--n", options.n)
+    if not options.out.suffix:
+        return _sample_folder(options)
     if Image.registered_extensions().get(options.out.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--out: expected the name of an image file, such as samples.png; got {options.out}")
     if options.labels == []:
@@ -229,12 +247,44 @@ def _score(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sample_folder(options: argparse.Namespace) -> int:
+    from flowbook import solvers
+    from flowbook.samples import generate_images
+
+    if options.method in ("ddpm", "ddim"):
+        raise ValueError(f"--method {options.method}: a folder is drawn by a solver; expected midpoint, say")
+    if options.labels is not None:
+        raise ValueError("--labels: a folder has labels as frequent as in the data; got some for a grid")
+    _load_images(options.checkpoint)  # says what is wrong with another model
+    velocity, shape, y = _source_of_many(options)
+    steps = options.steps if options.method in solvers.FIXED else None
+    made = generate_images(
+        velocity, shape, options.n, options.out, y=y, batch_size=options.batch_size, seed=options.seed,
+        method=options.method, steps=steps, shard_size=options.shard_size,
+    )  # fmt: skip
+    print(f"{len(made)} images, {made.nfe:g} evaluations each, in {options.out}")
+    return 0
+
+
 def _pairs(options: argparse.Namespace) -> int:
+    from flowbook.pairs import generate_pairs
+
+    velocity, shape, y = _source_of_many(options)
+    made = generate_pairs(
+        velocity, shape, options.n, options.out, y=y, batch_size=options.batch_size, seed=options.seed,
+        method=options.method, steps=options.steps, rtol=options.tolerance, atol=options.tolerance,
+        shard_size=options.shard_size,
+    )  # fmt: skip
+    print(f"{len(made)} pairs, {made.nfe:g} evaluations each, in {options.out}")
+    return 0
+
+
+def _source_of_many(options: argparse.Namespace) -> tuple[Any, tuple[int, ...], Any]:
+    """The velocity on its device, in its precision and guided; the shape of its noise; labels as in its data."""
     import torch
 
     from flowbook import _validate, models, scores
     from flowbook.flow_matching import guided
-    from flowbook.pairs import generate_pairs
 
     _validate.positive_int("--n", options.n)
     velocity = _load(options.checkpoint)
@@ -257,13 +307,7 @@ def _pairs(options: argparse.Namespace) -> int:
         if classes is None:
             raise ValueError("--guidance: this model was trained without labels")
         velocity = guided(velocity, options.guidance, classes)
-    made = generate_pairs(
-        velocity, shape, options.n, options.out, y=y, batch_size=options.batch_size, seed=options.seed,
-        method=options.method, steps=options.steps, rtol=options.tolerance, atol=options.tolerance,
-        shard_size=options.shard_size,
-    )  # fmt: skip
-    print(f"{len(made)} pairs, {made.nfe:g} evaluations each, in {options.out}")
-    return 0
+    return velocity, shape, y
 
 
 def _class_counts(checkpoint: str, classes: int) -> list[int]:

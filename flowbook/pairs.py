@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from flowbook import _validate, keyed
 from flowbook._digest import digest
 from flowbook._model import Velocity, null_label_of
-from flowbook._pair_files import NOTES, PairFolder
+from flowbook._pair_files import PairFolder
 from flowbook._progress import tqdm
+from flowbook._shards import Shards
 from flowbook.data import Source
 from flowbook.solvers import sample
 
@@ -114,17 +113,33 @@ def generate_pairs(
         >>> torch.allclose(x1, x0 + 1), y
         (True, None)
     """
-    for argument, value in (("n", n), ("batch_size", batch_size), ("shard_size", shard_size)):
-        _validate.positive_int(argument, value)
-    _validate.positive_int("seed", seed, at_least=0)
-    y = _labels(y, n, velocity)
     solver = {"method": method} | ({"rtol": rtol, "atol": atol} if steps is None else {"steps": steps})
-    teacher = _Teacher(velocity, _source(source), y, seed, solver)
+    made_by = teacher(velocity, source, y, n, seed, solver)
+    return PairDataset(generate(PairFolder, made_by, n, Path(out), batch_size, shard_size, name, progress).path)
+
+
+def teacher(
+    velocity: Velocity, source: Source | Sequence[int], y: Tensor | None, n: int, seed: int, solver: dict[str, Any]
+) -> Teacher:
+    # Without docstrings, these two are not in the reference: flowbook.samples shares them.
+    _validate.positive_int("n", n)
+    _validate.positive_int("seed", seed, at_least=0)
+    return Teacher(velocity, _source(source), _labels(y, n, velocity), seed, solver)
+
+
+def generate(
+    kind: type[PairFolder], teacher: Teacher, n: int, out: Path, batch_size: int, shard_size: int, name: str | None,
+    progress: bool | None,
+) -> PairFolder:  # fmt: skip
+    for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
+        _validate.positive_int(argument, value)
     x0, *_ = teacher.pairs(0, 1)  # on trial: what is wrong with the arguments shows before anything is written
-    folder = PairFolder.claim(Path(out), {
-        "n": n, "shape": list(x0.shape[1:]), "dtype": str(x0.dtype).removeprefix("torch."), "seed": seed, **solver,
-        "batch_size": batch_size, "shard_size": shard_size, "velocity": _word_for(velocity, name),
-        "source": digest(keyed_noise(teacher.source, seed, 0, keyed.BLOCK)), "labels": None if y is None else digest(y),
+    folder = kind.claim(out, {
+        "n": n, "shape": list(x0.shape[1:]), "dtype": str(x0.dtype).removeprefix("torch."), "seed": teacher.seed,
+        **teacher.solver, "batch_size": batch_size, "shard_size": shard_size,
+        "velocity": _word_for(teacher.velocity, name),
+        "source": digest(keyed_noise(teacher.source, teacher.seed, 0, keyed.BLOCK)),
+        "labels": None if teacher.y is None else digest(teacher.y),
     })  # fmt: skip
 
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -132,26 +147,29 @@ def generate_pairs(
     with _progress_bar(progress, rank, folder, mine, missing) as bar:
         for k in sorted(set(mine) & set(missing)):
             with folder.writing(k) as (arrays, notes):
-                notes["nfe"] = _fill(arrays, folder.rows(k), batch_size, teacher, bar)
+                notes["nfe"] = _fill(folder, arrays, folder.rows(k), batch_size, teacher, bar)
     folder.wait_for_others()
-    return PairDataset(folder.path)
+    return folder
 
 
-def _fill(arrays: dict[str, Any], rows: range, batch_size: int, teacher: _Teacher, bar: Any) -> float:
-    """Write a shard's pairs, batch by batch; the model calls of a pair, on average."""
+def _fill(
+    folder: PairFolder, arrays: dict[str, Any], rows: range, batch_size: int, teacher: Teacher, bar: Any
+) -> float:
+    """Write a shard, batch by batch; the model calls of a pair, on average."""
     calls = 0
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        *parts, nfe = teacher.pairs(batch[0], len(batch))
-        for array, part in zip(arrays.values(), parts, strict=False):  # without labels there are two arrays
-            array[start : start + len(batch)] = part
+        x0, x1, y, nfe = teacher.pairs(batch[0], len(batch))
+        parts = folder.kept(x0, x1, y)
+        for name, array in arrays.items():
+            array[start : start + len(batch)] = parts[name]
         calls += nfe * len(batch)
         bar.update(len(batch))
     return calls / len(rows)
 
 
 @dataclass(frozen=True)
-class _Teacher:
+class Teacher:
     velocity: Velocity
     source: Source
     y: Tensor | None
@@ -216,7 +234,7 @@ def _progress_bar(progress: bool | None, rank: int, folder: PairFolder, mine: ra
     return tqdm(total=total, initial=total - left, unit="pair", disable=not show or rank > 0)
 
 
-class PairDataset(Dataset[Any]):
+class PairDataset(Shards):
     """The pairs of a folder, read row by row from the disk: ``fit`` takes it as data.
 
     Args:
@@ -232,22 +250,7 @@ class PairDataset(Dataset[Any]):
         FileNotFoundError: folder: no/such/folder holds no pairs: there is no manifest.json; see generate_pairs
     """
 
-    def __init__(self, folder: str | Path):
-        self._folder = PairFolder.read(Path(folder))
-        self.manifest = self._folder.settings
-        """The settings that the pairs were made with."""
-        if missing := self._folder.missing():
-            raise FileNotFoundError(
-                f"folder: {len(missing)} of {self._folder.shards} shards are missing in {folder}; make them by calling "
-                "generate_pairs again, with the same settings"
-            )
-        self._shards = [self._folder.open(k) for k in range(self._folder.shards)]
-
-    def __len__(self) -> int:
-        return int(self.manifest["n"])
-
-    def __reduce__(self) -> Any:
-        return type(self), (self._folder.path,)  # a copy opens the files again: it does not carry their content
+    folder_class, maker = PairFolder, "generate_pairs"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """One pair (x0, x1, y)."""
@@ -256,38 +259,8 @@ class PairDataset(Dataset[Any]):
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The pairs of some indices: x0 and x1 of shape (B, ...), y (B,) or None."""
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
-            raise IndexError(f"indices: expected 0 to {len(self) - 1}; got {indices.min()} to {indices.max()}")
-        parts = [np.empty((len(indices), *shape[1:]), dtype) for dtype, shape in self._folder.arrays(0).values()]
-        for row, index in enumerate(indices.tolist()):
-            k, place = divmod(index, self.manifest["shard_size"])
-            for part, array in zip(parts, self._shards[k], strict=True):
-                part[row] = array[place]
-        x0, x1, *y = (torch.from_numpy(part) for part in parts)
+        x0, x1, *y = self._rows(indices)
         return x0, x1, y[0] if y else None
-
-    @property
-    def labels(self) -> Tensor | None:
-        """All labels, shape (n,), or None."""
-        if self.manifest["labels"] is None:
-            return None
-        return torch.cat([torch.from_numpy(np.array(arrays[2])) for arrays in self._shards])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one sample."""
-        return tuple(self.manifest["shape"])
-
-    @property
-    def nfe(self) -> float:
-        """The model calls that a pair took, on average."""
-        shards = range(self._folder.shards)
-        return sum(self._folder.notes(k)["nfe"] * len(self._folder.rows(k)) for k in shards) / len(self)
-
-    @property
-    def name(self) -> str:
-        """A word that differs where the pairs do, so that a run is not continued on others."""
-        return digest({name: value for name, value in self.manifest.items() if name not in NOTES})[:16]
 
 
 # The teacher in the loop ----------------------------------------------------------------------------------------------

@@ -1,0 +1,122 @@
+"""Images in shards: the bytes of a solver's samples, whoever draws them and however often it is stopped."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import randomised, wait_for
+
+from flowbook import cli, samples, solvers
+from flowbook.flow_matching import FlowMatching
+from flowbook.models import UNet, load_pretrained
+from flowbook.pairs import Normal, PairDataset, generate_pairs, keyed_noise
+from flowbook.samples import ImageShards, generate_images, to_bytes
+from flowbook.training import TrainConfig, fit
+
+FEW: dict[str, Any] = {"method": "euler", "steps": 2, "batch_size": 5, "shard_size": 16, "seed": 3}
+
+
+def unet() -> UNet:
+    return randomised(UNet(1, size=8, width=8, multipliers=(1, 2), blocks=1, num_classes=3)).float()  # type: ignore[return-value]
+
+
+LABELS = torch.arange(40) % 3
+
+
+def test_shards_hold_the_solver_s_images_as_bytes(tmp_path: Path) -> None:
+    velocity = unet()
+    made = generate_images(velocity, (1, 8, 8), 40, tmp_path, y=LABELS, **FEW)
+    noise = keyed_noise(Normal((1, 8, 8)), 3, 0, 40)
+    wanted = to_bytes(solvers.sample(velocity, noise, y=LABELS, method="euler", steps=2).x)
+    got = made.bytes(torch.arange(40))
+    assert got.dtype == torch.uint8 and (got.int() - wanted.int()).abs().max() <= 1  # other batches round differently
+    assert (got == wanted).float().mean() > 0.99
+    assert torch.equal(made.labels, LABELS) and made.nfe == 2 and made.shape == (1, 8, 8)  # type: ignore[arg-type]
+    image, label = made[17]
+    torch.testing.assert_close(image, got[17].float() / 127.5 - 1)
+    assert int(label) == 17 % 3 and image.abs().max() <= 1
+    assert len(pickle.loads(pickle.dumps(made))) == 40
+
+
+def test_what_was_stopped_goes_on_and_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = generate_images(unet(), (1, 8, 8), 40, tmp_path / "whole", y=LABELS, **FEW)
+    calls, real = 0, samples.to_bytes
+
+    def stops(images: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return real(images)
+
+    monkeypatch.setattr(samples, "to_bytes", stops)
+    with pytest.raises(KeyboardInterrupt):
+        generate_images(unet(), (1, 8, 8), 40, tmp_path / "stopped", y=LABELS, **FEW)
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 shards are missing.*generate_images"):
+        ImageShards(tmp_path / "stopped")
+    again = generate_images(unet(), (1, 8, 8), 40, tmp_path / "stopped", y=LABELS, **FEW)
+    assert torch.equal(again.bytes(torch.arange(40)), whole.bytes(torch.arange(40))) and again.name == whole.name
+
+
+def test_images_train_and_pairs_are_no_images(tmp_path: Path) -> None:
+    made = generate_images(unet(), (1, 8, 8), 40, tmp_path / "images", y=LABELS, **FEW)
+    result = fit(unet(), FlowMatching(label_dropout=0.1), made, TrainConfig(steps=2, batch_size=8))
+    assert result.losses.isfinite().all()
+    with pytest.raises(ValueError, match=r"folder: expected pairs in .*; it holds images"):
+        PairDataset(tmp_path / "images")
+    with pytest.raises(ValueError, match="folder: expected pairs"):
+        generate_pairs(unet(), (1, 8, 8), 40, tmp_path / "images", y=LABELS, **FEW)
+    generate_pairs(unet(), (1, 8, 8), 4, tmp_path / "pairs", y=LABELS[:4], **FEW)
+    with pytest.raises(ValueError, match=r"folder: expected images in .*; it holds pairs"):
+        ImageShards(tmp_path / "pairs")
+    with pytest.raises(IndexError, match="expected 0 to 39"):
+        made.bytes(torch.tensor([40]))
+
+
+def test_bytes_are_the_nearest_of_256_values() -> None:
+    levels = torch.arange(256)
+    assert torch.equal(to_bytes(levels / 127.5 - 1), levels.to(torch.uint8))
+    assert to_bytes(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_the_command_draws_into_a_folder_and_two_processes_share_it(tmp_path: Path, capsys: Any) -> None:
+    few = ["--n", "40", "--method", "euler", "--steps", "2", "--batch-size", "8", "--shard-size", "8"]
+    assert cli.main(["sample", "digits", "--out", str(tmp_path / "one"), *few]) == 0
+    assert "40 images, 2 evaluations each" in capsys.readouterr().out
+    one = ImageShards(tmp_path / "one")
+    assert one.labels is not None and one.labels.bincount().tolist() == [4] * 10
+    noise = keyed_noise(Normal((1, 8, 8)), 0, 0, 8)
+    drawn = solvers.sample(load_pretrained("digits"), noise, y=one.labels[:8], method="euler", steps=2).x
+    assert (one.bytes(torch.arange(8)).int() - to_bytes(drawn).int()).abs().max() <= 1
+    running = []
+    for rank in range(2):
+        command = [sys.executable, "-m", "flowbook.cli", "sample", "digits", "--out", str(tmp_path / "two"), *few]
+        environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2"}
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    wait_for(running)
+    two = ImageShards(tmp_path / "two")
+    assert (two.bytes(torch.arange(40)).int() - one.bytes(torch.arange(40)).int()).abs().max() <= 1
+    assert torch.equal(two.labels, one.labels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--method", "ddim"], "--method ddim: a folder is drawn by a solver"),
+        (["--labels", "3"], "--labels: a folder has labels as frequent as in the data"),
+        (["--n", "0"], "--n"),
+        (["--batch-size", "0"], "batch_size"),
+    ],
+)
+def test_misuse_of_the_command_ends_with_one_line(more: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["sample", "digits", "--out", str(tmp_path / "images"), *more]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
