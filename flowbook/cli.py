@@ -174,7 +174,9 @@ def _sample(options: argparse.Namespace) -> int:
     if not options.out.suffix:
         return _sample_folder(options)
     if Image.registered_extensions().get(options.out.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"--out: expected the name of an image file, such as samples.png; got {options.out}")
+        raise ValueError(
+            f"--out: expected an image file, such as samples.png, or a folder, which has no ending; got {options.out}"
+        )
     if options.labels == []:
         raise ValueError("--labels: expected at least one label after it, for example --labels 7 1; got none")
     velocity, network = _load_images(options.checkpoint)

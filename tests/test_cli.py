@@ -280,13 +280,14 @@ def test_wrong_options_of_sample_end_with_one_line(
     assert not (tmp_path / "grid.png").exists()
 
 
-@pytest.mark.parametrize("name", ["grid.pngg", "grid", "grid.txt"])
+@pytest.mark.parametrize("name", ["grid.pngg", "grid.txt"])
 def test_sample_refuses_a_file_that_is_no_picture_before_it_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture, name: str
 ) -> None:
     assert cli.main(["sample", "nowhere", "--out", str(tmp_path / name)]) == 2
-    assert f"--out: expected the name of an image file, such as samples.png; got {tmp_path / name}" in (
-        capsys.readouterr().err
+    assert (
+        f"--out: expected an image file, such as samples.png, or a folder, which has no ending; got {tmp_path / name}"
+        in (capsys.readouterr().err)
     )
 
 
