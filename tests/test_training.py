@@ -146,6 +146,15 @@ def test_accumulated_parts_give_the_gradients_of_the_whole(more: dict[str, Any],
     torch.testing.assert_close(tensors(accumulated.live), tensors(whole.live), rtol=1e-6, atol=1e-8)
 
 
+def test_who_reads_a_sample_changes_no_bit(tmp_path: Path) -> None:
+    """Also when the readers are other ones after a resume."""
+    whole = fit(unet(), FlowMatching(), Flipped(), config(batch_size=20, steps=6))
+    fit(unet(), FlowMatching(), Flipped(), config(batch_size=20, steps=6, workers=2), out=tmp_path, stop_after=3)
+    resumed = fit(unet(), FlowMatching(), Flipped(), config(batch_size=20, steps=6, workers=1), out=tmp_path)
+    assert resumed.step == 6
+    assert_equal(resumed.velocity, whole.velocity)
+
+
 def test_torch_s_generator_is_as_it_was_after_a_run() -> None:
     model = mlp()
     state = torch.get_rng_state()

@@ -65,8 +65,9 @@ class EpochOrder:
 
 
 def batches(
-    data: Any, *, batch_size: int, seed: int, first_step: int, last_step: int, share: slice, device: torch.device
-) -> Iterator[Batch]:
+    data: Any, *, batch_size: int, seed: int, first_step: int, last_step: int, share: slice, device: torch.device,
+    workers: int = 0,
+) -> Iterator[Batch]:  # fmt: skip
     """This process's rows of the batches of steps ``first_step`` to ``last_step - 1``, on ``device``.
 
     Args:
@@ -74,6 +75,7 @@ def batches(
             Dataset whose items are such tuples; or one whose ``.batch(indices)`` returns a batch.
         batch_size: samples in a global batch.
         share: the rows of the global batch that are this process's.
+        workers: processes that read a Dataset ahead; a sample is the same whoever reads it.
     """
     check(data)
     steps = range(first_step, last_step)
@@ -82,7 +84,7 @@ def batches(
     if isinstance(data, Indexed):
         return _from_indexed(data, batch_size, seed, steps, share, device)
     if isinstance(data, Dataset):
-        return _from_dataset(data, batch_size, seed, steps, share, device)
+        return _from_dataset(data, batch_size, seed, steps, share, device, workers)
     return _from_distribution(data, batch_size, seed, steps, share, device)
 
 
@@ -119,10 +121,10 @@ def check(data: Any) -> None:
 def _from_tensors(
     data: Batch, batch_size: int, seed: int, steps: range, share: slice, device: torch.device
 ) -> Iterator[Batch]:
-    data = map_batch(lambda part: part.to(device), data)
+    data = map_batch(lambda part: part.to(device), data)  # all of it, once
     order = EpochOrder(len(unpack(data)[1]), batch_size, seed)
     for step in steps:
-        index = order.indices(step)[share].to(device)
+        index = to_device(order.indices(step)[share], device)
         yield map_batch(lambda part: part[index], data)  # noqa: B023 (called at once)
 
 
@@ -131,7 +133,7 @@ def _from_indexed(
 ) -> Iterator[Batch]:
     order = EpochOrder(len(data), batch_size, seed)
     for step in steps:
-        yield map_batch(lambda part: part.to(device), data.batch(order.indices(step)[share]))
+        yield map_batch(lambda part: to_device(part, device), data.batch(order.indices(step)[share]))
 
 
 def _from_distribution(
@@ -140,7 +142,14 @@ def _from_distribution(
     generator = torch.Generator()
     for step in steps:
         generator.manual_seed(keyed.mix(seed, step))
-        yield map_batch(lambda x: x[share].to(device), data.sample(batch_size, generator=generator))
+        yield map_batch(lambda x: to_device(x[share], device), data.sample(batch_size, generator=generator))
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Without waiting for the GPU: a copy from ordinary memory would stop the loop until all earlier work is done."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 class _BatchIndices:
@@ -173,12 +182,13 @@ class _Seeded(Dataset[Any]):
 
 
 def _from_dataset(
-    data: Dataset[Any], batch_size: int, seed: int, steps: range, share: slice, device: torch.device
+    data: Dataset[Any], batch_size: int, seed: int, steps: range, share: slice, device: torch.device, workers: int
 ) -> Iterator[Batch]:
     order = EpochOrder(len(data), batch_size, seed)  # type: ignore[arg-type]
     loader: Iterable[Any] = DataLoader(
-        _Seeded(data), batch_sampler=_BatchIndices(order, steps, share), pin_memory=device.type == "cuda"
-    )
+        _Seeded(data), batch_sampler=_BatchIndices(order, steps, share), pin_memory=device.type == "cuda",
+        num_workers=workers,
+    )  # fmt: skip
     for batch in loader:
         parts = [batch] if isinstance(batch, Tensor) else list(batch)
         moved = tuple(part.to(device, non_blocking=True) for part in parts)

@@ -35,6 +35,7 @@ class TrainConfig:
     precision: str = "auto"  # "auto" is bf16 autocast on a GPU and fp32 on the CPU; or "fp32", "bf16"
     compile: bool = False  # torch.compile the model
     device: str = "cpu"  # "cpu", or "auto" for the accelerator if there is one
+    workers: int = 0  # processes that read a Dataset ahead; 0 reads in the loop. Tensors need none
     seed: int = 0  # of data order, noise, times and dropout
     log_every: int = 100  # steps between two lines of the log
     checkpoint_every: int | None = None  # steps between two checkpoints; None writes only the last
@@ -49,6 +50,7 @@ class TrainConfig:
                 _validate.positive_int(name, getattr(self, name))
         _validate.positive_int("warmup_steps", self.warmup_steps, at_least=0)
         _validate.positive_int("seed", self.seed, at_least=0)
+        _validate.positive_int("workers", self.workers, at_least=0)
         _validate.number("learning_rate", self.learning_rate, 0, float("inf"), low_open=True, high_open=True)
         _validate.number("weight_decay", self.weight_decay, 0, float("inf"), high_open=True)
         _validate.number("beta2", self.beta2, 0, 1, high_open=True)
@@ -78,4 +80,4 @@ class TrainConfig:
 
 
 # What may differ between a run and its continuation without changing a single weight.
-NOT_PART_OF_THE_RESULT = {"log_every", "checkpoint_every", "keep_checkpoints", "preview_every"}
+NOT_PART_OF_THE_RESULT = {"log_every", "checkpoint_every", "keep_checkpoints", "preview_every", "workers"}

@@ -138,7 +138,7 @@ def fit(
     precision = resolve_precision(config.precision, device)
     stream: Iterator[Batch] = batches(
         data, batch_size=config.batch_size, seed=keyed.mix(config.seed, 1), first_step=first_step,
-        last_step=last_step, share=share, device=device,
+        last_step=last_step, share=share, device=device, workers=config.workers,
     )  # fmt: skip
     noise_seed = keyed.mix(config.seed, 2)
     if coupling is not None:
