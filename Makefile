@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
+# Tests of pages, notebooks and the pinned environment: they are not about the package.
+OF_THE_BOOK := $(addprefix tests/test_,pages.py colab.py docs.py exercises.py environment.py notebooks_static.py)
 MATHJAX := 3.2.2
 MATHJAX_FILE := .cache/extra/mathjax/tex-svg-full.js
 LOCK := uv pip compile --universal --python-version 3.11 --extra book --extra test --no-annotate --no-header \
@@ -14,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book pages test test-faults notebooks lint clean home lock venv
+.PHONY: help book pages test test-faults test-oldest notebooks lint clean home lock venv
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
@@ -33,6 +36,9 @@ test: $(STAMP)  ## run every test and replay every notebook
 test-faults: $(STAMP)  ## end trainings in many ways and see that nothing is lost
 	$(RUN) -m pytest tests/test_faults.py -m "faults or not faults"
 
+test-oldest: $(OLDEST)/.installed  ## the package's tests with the oldest versions that it allows
+	$(OLDEST)/bin/python -m pytest flowbook $(filter-out $(OF_THE_BOOK),$(wildcard tests/test_*.py))
+
 notebooks: $(STAMP)  ## run the notebooks again and store what they print; NOTEBOOKS="book/03*.ipynb" for some
 	$(RUN) scripts/notebooks.py $(or $(NOTEBOOKS),book/*.ipynb)
 
@@ -49,7 +55,7 @@ lock: pyproject.toml  ## choose and pin the versions anew (needs uv)
 	$(LOCK)
 
 clean:  ## remove what was built and installed
-	rm -rf _build .cache .pytest_cache .mypy_cache .ruff_cache $(VENV) *.egg-info
+	rm -rf _build .cache .pytest_cache .mypy_cache .ruff_cache $(VENV) $(OLDEST) *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv: $(STAMP)  ## create the virtual environment, and nothing else
@@ -61,6 +67,11 @@ $(STAMP): requirements.lock pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --no-compile --no-deps -r requirements.lock
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(OLDEST)/.installed: requirements-oldest.txt pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --no-compile --constraint requirements-oldest.txt --editable ".[test]" nbformat nbclient
 	@touch $@
 
 # Mathematics without the network: one file of MathJax, fetched once, is copied into the book.
