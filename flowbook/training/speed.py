@@ -39,7 +39,7 @@ class Bench:
     matrix_rate: float
     """Operations a second of one large matrix product in the same precision, measured in the same run."""
     memory: int
-    """Bytes: the most that torch has held on a GPU; on the CPU, the most that the process has."""
+    """The most bytes that torch has held on a GPU, or on the CPU the process."""
 
     @property
     def images_per_second(self) -> float:
@@ -48,7 +48,7 @@ class Bench:
 
     @property
     def utilisation(self) -> float:
-        """Share of the matrix rate that the model's own operations reach: forward, and twice that backward."""
+        """How much of the matrix rate the model's own operations reach, forward and twice that backward."""
         return 3 * self.cost.flops * self.images_per_second / self.matrix_rate
 
     def __str__(self) -> str:
