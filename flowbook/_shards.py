@@ -15,17 +15,17 @@ from flowbook._pair_files import NOTES, PairFolder
 
 
 class Shards(Dataset[Any]):
-    folder_class: ClassVar[type[PairFolder]]
-    maker: ClassVar[str]
+    _folder_class: ClassVar[type[PairFolder]]
+    _maker: ClassVar[str]
 
     def __init__(self, folder: str | Path):
-        self._folder = self.folder_class.read(Path(folder))
+        self._folder = self._folder_class.read(Path(folder))
         self.manifest = self._folder.settings
         """The settings that the folder was made with."""
         if missing := self._folder.missing():
             raise FileNotFoundError(
                 f"folder: {len(missing)} of {self._folder.shards} shards are missing in {folder}; make them by calling "
-                f"{self.maker} again, with the same settings"
+                f"{self._maker} again, with the same settings"
             )
         self._shards = [self._folder.open(k) for k in range(self._folder.shards)]
         self.labels = self._labels()

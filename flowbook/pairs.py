@@ -250,7 +250,7 @@ class PairDataset(Shards):
         FileNotFoundError: folder: no/such/folder holds no pairs: there is no manifest.json; see generate_pairs
     """
 
-    folder_class, maker = PairFolder, "generate_pairs"
+    _folder_class, _maker = PairFolder, "generate_pairs"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """One pair (x0, x1, y)."""

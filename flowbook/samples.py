@@ -100,7 +100,7 @@ class ImageShards(Shards):
         ValueError: for a damaged file, or a folder of pairs.
     """
 
-    folder_class, maker = _ImageFolder, "generate_images"
+    _folder_class, _maker = _ImageFolder, "generate_images"
 
     def __getitem__(self, index: int) -> Any:
         """One image in [-1, 1], shape (C, H, W), and its label where there are labels."""
