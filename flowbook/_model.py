@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +21,21 @@ def model_calls(velocity: Velocity) -> int:
     return int(getattr(velocity, "model_calls", 1))
 
 
-@contextmanager
-def evaluating(velocity: Velocity) -> Iterator[None]:
+class evaluating:
     """Put every module of the velocity in eval mode and give each its own mode back afterwards."""
-    if not isinstance(velocity, nn.Module) or torch.compiler.is_compiling():
-        yield
-        return
-    training = [module for module in velocity.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
+
+    def __init__(self, velocity: Velocity):
+        self.velocity = velocity
+        self.training: list[nn.Module] = []
+
+    def __enter__(self) -> None:
+        if isinstance(self.velocity, nn.Module) and not torch.compiler.is_compiling():
+            self.training = [module for module in self.velocity.modules() if module.training]
+        for module in self.training:
+            module.training = False
+
+    def __exit__(self, *raised: object) -> None:
+        for module in self.training:
             module.training = True
 
 

@@ -30,6 +30,9 @@ LOOP_UP_TO = 8
 CHUNK_ELEMENTS = 2**18
 """Elements of the derivative products that are computed at once; this bounds the memory of the exact trace, and keeps
 it in a CPU's cache (2^22 takes up to twice as long)."""
+OLD_NORMS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
+"""Several products of the derivative of a group norm cannot be differentiated at once: not with torch 2.6 or 2.8, but
+with 2.15."""
 GPU_CHUNKS = 64
 """A GPU computes this many such chunks at once, to be busy."""
 
@@ -60,7 +63,7 @@ def divergence(
         create_graph: keep the graph, to differentiate the result.
         mode: "reverse" calls the velocity once and goes backward through it for each product; "forward" carries the
             products along (``torch.func.jvp`` under ``vmap``) and calls the velocity once for each chunk of them.
-            ``torch.compile(fullgraph=True)`` takes both. On one CPU core reverse mode is 1.4 to 1.8 times faster for
+            ``torch.compile(fullgraph=True)`` takes both (of torch 2.6, reverse only). On one CPU core reverse mode is 1.4 to 1.8 times faster for
             multilayer perceptrons in 2 and 64 dimensions and 1.1 times for a U-Net on 8 x 8 images; for the gradients
             of a divergence the two take the same time, and for the U-Net forward mode is 1.7 times faster.
 
@@ -207,7 +210,8 @@ def _backward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None
         value, pull = torch.func.vjp(lambda x: _evaluate(velocity, x, t, y), x if create_graph else x.detach())[:2]
         return lambda vectors: (value, torch.vmap(pull)(vectors)[0])
     x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
-    v = _evaluate(velocity, x, t, y)
+    with _ComposedNorms() if create_graph and OLD_NORMS else contextlib.nullcontext():
+        v = _evaluate(velocity, x, t, y)
 
     def multiply(vectors: Tensor) -> tuple[Tensor, Tensor | None]:
         if not v.requires_grad:

@@ -385,6 +385,8 @@ def test_the_squared_norm_is_frobenius_s(mode: str, probes: int | None) -> None:
 def test_torch_compile_takes_it_whole(
     make, shape: tuple[int, ...], method: str, create_graph: bool, backend: str, mode: str
 ) -> None:
+    if mode == "forward" and torch.__version__.startswith("2.6."):
+        pytest.skip("torch.compile of torch 2.6 cannot take forward derivatives under vmap")
     network, (x, t, y) = make(), inputs(shape)
     noise = rademacher(2, like=x, generator=seeded()) if method == "hutchinson" else None
 
