@@ -63,9 +63,10 @@ def divergence(
         create_graph: keep the graph, to differentiate the result.
         mode: "reverse" calls the velocity once and goes backward through it for each product; "forward" carries the
             products along (``torch.func.jvp`` under ``vmap``) and calls the velocity once for each chunk of them.
-            ``torch.compile(fullgraph=True)`` takes both (of torch 2.6, reverse only). On one CPU core reverse mode is 1.4 to 1.8 times faster for
-            multilayer perceptrons in 2 and 64 dimensions and 1.1 times for a U-Net on 8 x 8 images; for the gradients
-            of a divergence the two take the same time, and for the U-Net forward mode is 1.7 times faster.
+            ``torch.compile(fullgraph=True)`` takes both (that of torch 2.6 only "reverse"). On one CPU core reverse
+            mode is 1.4 to 1.8 times faster for multilayer perceptrons in 2 and 64 dimensions and 1.1 times for a U-Net
+            on 8 x 8 images; for the gradients of a divergence the two take the same time, and for the U-Net forward
+            mode is 1.7 times faster.
 
     Returns:
         v, shape (B, ...), and its divergence, shape (B,): with "hutchinson" the mean over the probes. Detached unless
