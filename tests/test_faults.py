@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import free_port
+from helpers import NAN, free_port
 from torch import nn
 
 from flowbook import data
 from flowbook.couplings import OptimalTransport
 from flowbook.flow_matching import FlowMatching
-from flowbook.models import MLP
+from flowbook.models import MLP, UNet
 from flowbook.training import EXIT_STATUS, Preempted, TrainConfig, checkpoint, fit
 
 pytestmark = pytest.mark.faults
@@ -250,6 +250,31 @@ def test_a_folder_that_cannot_be_written_ends_in_one_line(tmp_path: Path, capsys
     assert "file" in capsys.readouterr().err
     assert cli.main(["train", str(tmp_path / "plane.yaml"), "train.steps=2", "--out", "/proc/run"]) in (1, 2)
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+IMAGES = torch.zeros(40, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            IMAGES.index_fill(0, torch.tensor([3, 7]), NAN),
+            r"data: 2 of 40 rows of x1 are not finite, the first is row 3",
+        ),
+        (torch.zeros(40, 1, 9, 9), r"x: expected shape \(B, 1, 8, 8\); got \(8, 1, 9, 9\)"),
+        ((IMAGES, torch.full((40,), 7)), "y: expected labels from 0 to 3; got 7 to 7"),
+        ((IMAGES, torch.full((40,), 3)), "y: 3 is the model's null label"),
+        ((IMAGES, torch.zeros(39, dtype=torch.long)), r"data: expected parts of one length; got \[40, 39\]"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_with_what_is_wrong(source: Any, message: str, tmp_path: Path) -> None:
+    network = UNet(1, 8, width=8, multipliers=(1, 2), blocks=1, num_classes=3)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        fit(network, FlowMatching(), source, TrainConfig(steps=2, batch_size=8), out=tmp_path)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert checkpoint.available(tmp_path / "checkpoints") == []
 
 
 def test_coupled_runs_are_preempted_too(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flowbook import _validate
@@ -115,10 +116,21 @@ def check(
         raise ValueError(f"out: expected a folder; {folder} is a file")
     batches.check(data)
     if batches.is_tensors(data):
+        _check_finite(data)
         _check_labels(velocity, loss, *unpack(data)[1:])
     elif isinstance(data, PairDataset) and data.labels is not None:
         null_label = null_label_of(velocity)  # which pairs may have: the teacher's samples without a label
         _validate.labels("y", data.labels, len(data), classes=None if null_label is None else null_label + 1)
+
+
+def _check_finite(data: Any) -> None:
+    """Once: a row that is not finite would end the run at the step that meets it."""
+    x0, x1, _ = unpack(data)
+    for name, part in (("x0", x0), ("x1", x1)):
+        if part is None or not part.is_floating_point() or bool(torch.isfinite(part).all()):
+            continue
+        rows = (~torch.isfinite(part)).reshape(len(part), -1).any(1).nonzero().flatten()
+        raise ValueError(f"data: {len(rows)} of {len(part)} rows of {name} are not finite, the first is row {rows[0]}")
 
 
 def _check_labels(velocity: nn.Module, loss: Any, x1: Tensor, y: Tensor | None) -> None:
