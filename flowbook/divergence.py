@@ -30,9 +30,9 @@ LOOP_UP_TO = 8
 CHUNK_ELEMENTS = 2**18
 """Elements of the derivative products that are computed at once; this bounds the memory of the exact trace, and keeps
 it in a CPU's cache (2^22 takes up to twice as long)."""
+# Several products of the derivative of a group norm cannot be differentiated at once with torch 2.6 or 2.8; with 2.15
+# they can.
 OLD_NORMS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
-"""Several products of the derivative of a group norm cannot be differentiated at once: not with torch 2.6 or 2.8, but
-with 2.15."""
 GPU_CHUNKS = 64
 """A GPU computes this many such chunks at once, to be busy."""
 
