@@ -5,7 +5,8 @@ r"""How long does a log-density take, at the same error, beside the ways that us
 One velocity, a multilayer perceptron trained by flow matching: on eight Gaussians (D = 2), on the digits (D = 64). The
 same points, float32, the exact trace, no graph kept. Four ways:
 
-- flowbook: ``log_prob(velocity, x1, method=..., steps=...)``;
+- flowbook: ``log_prob(velocity, x1, method=..., steps=..., nodes=...)``, the divergence beside the state or on nodes of
+  its own;
 - flow_matching: ``ODESolver.compute_likelihood(..., exact_divergence=True)``;
 - zuko: ``FreeFormJacobianTransform.inv.call_and_ladj``, whose solver is adaptive;
 - FFJORD: torchdiffeq's dopri5 on the pair of state and log-density, the trace as a loop of D backward passes.
@@ -14,7 +15,8 @@ Equal on all sides is the error: for every way the cheapest setting is taken (of
 choose, of tolerance where it is adaptive) whose root mean square distance from a float64 reference is below the bound.
 The settings are tried from cheap to dear, until one is within the bound or needs twice the evaluations of the best one
 of another method; between the methods of a way the shorter time decides. A profile says what flowbook's time is spent
-on: the network itself, the D derivative products, and the rest, which is the solver.
+on: the network itself, the D derivative products, and the rest, which is the solver. ``flowbook, beside the state`` is
+the best of flowbook's own settings without nodes, to show what they are worth.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from flowbook.training import TrainConfig, fit
 BOUND = 1e-3
 BATCHES = {2: 1024, 64: 128}
 STEPS = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 50, 64, 80, 100, 128, 160, 200, 256, 400, 800)
+NODES = (6, 8, 12, 16, 20, 24, 32)
 TOLERANCES = tuple(10.0 ** (-n / 2) for n in range(2, 15))
 
 
@@ -52,9 +55,13 @@ class Setting:
     method: str
     accuracy: float  # steps, or the tolerance
     run: Callable[[], Tensor]
+    nodes: int | None = None  # where the divergence is taken, if not in every evaluation
 
 
 def flowbook_way(velocity: Velocity, x1: Tensor) -> Iterator[list[Setting]]:
+    def on_nodes(steps: int, nodes: int) -> Tensor:
+        return log_prob(velocity, x1, method="rk4", steps=steps, nodes=nodes).log_prob
+
     for method in ("rk4", "heun"):
         yield [
             Setting(method, n, lambda n=n, m=method: log_prob(velocity, x1, method=m, steps=n).log_prob) for n in STEPS
@@ -63,6 +70,8 @@ def flowbook_way(velocity: Velocity, x1: Tensor) -> Iterator[list[Setting]]:
         Setting("dopri5", tol, lambda tol=tol: log_prob(velocity, x1, method="dopri5", rtol=tol, atol=tol).log_prob)
         for tol in TOLERANCES
     ]
+    for nodes in NODES:
+        yield [Setting(f"rk4, {nodes} nodes", n, lambda n=n, k=nodes: on_nodes(n, k), nodes) for n in STEPS]
 
 
 def flow_matching_way(velocity: Velocity, x1: Tensor) -> Iterator[list[Setting]]:
@@ -109,7 +118,16 @@ def ffjord_way(velocity: Velocity, x1: Tensor) -> Iterator[list[Setting]]:
     yield [Setting("dopri5", tol, lambda tol=tol: run(tol)) for tol in TOLERANCES]
 
 
-WAYS = {"flowbook": flowbook_way, "flow_matching": flow_matching_way, "zuko": zuko_way, "FFJORD": ffjord_way}
+def together_way(velocity: Velocity, x1: Tensor) -> Iterator[list[Setting]]:
+    for settings in flowbook_way(velocity, x1):
+        if settings[0].nodes is None:
+            yield settings
+
+
+WAYS = {
+    "flowbook": flowbook_way, "flowbook, beside the state": together_way, "flow_matching": flow_matching_way,
+    "zuko": zuko_way, "FFJORD": ffjord_way,
+}  # fmt: skip
 
 
 def standard_normal(x: Tensor) -> Tensor:
@@ -148,6 +166,7 @@ def cheapest(ways: Iterator[list[Setting]], velocity: Velocity, reference: Tenso
                 print(f"  {setting.method} {setting.accuracy:g}: {calls} calls, {error:.1e} nats, {seconds:.3f} s")
                 if best is None or seconds < best[0]:
                     told = {"method": setting.method, "accuracy": setting.accuracy, "calls": calls, "rmse": error}
+                    told["products"] = setting.nodes or calls
                     best = seconds, setting, told
                 break
         else:
@@ -162,21 +181,24 @@ def timed(run: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def profile(velocity: Velocity, x1: Tensor, calls: int, run: Callable[[], Any]) -> dict[str, float]:
+def profile(velocity: Velocity, x1: Tensor, chosen: dict[str, Any], run: Callable[[], Any]) -> dict[str, float]:
     """Milliseconds of one log_prob that go into the network, into the derivative products, and into the rest."""
+    calls, products = chosen["calls"], chosen["products"]
     t = torch.tensor(0.5)
 
+    @torch.no_grad()
     def forward() -> Tensor:
-        return velocity(x1.clone().requires_grad_(), t)
+        return velocity(x1, t)
 
     def median(function: Callable[[], Any]) -> float:
         return statistics.median(timed(function) for _ in range(15))
 
     network, both, whole = median(forward), median(lambda: jacobian_terms(velocity, x1, t)), median(run)
     return {
-        "network": 1e3 * calls * network, "products": 1e3 * calls * (both - network),
-        "solver": 1e3 * (whole - calls * both),
-    }  # fmt: skip
+        "network": 1e3 * calls * network,
+        "products": 1e3 * products * (both - network),
+        "solver": 1e3 * (whole - calls * network - products * (both - network)),
+    }
 
 
 def main() -> None:
@@ -201,7 +223,7 @@ def main() -> None:
                 name: measure.ratio(timing, timings["flowbook"])
                 for name, timing in timings.items() if name != "flowbook"
             },
-            "profile_ms": profile(velocity, x1, chosen["flowbook"]["calls"], contenders["flowbook"]),
+            "profile_ms": profile(velocity, x1, chosen["flowbook"], contenders["flowbook"]),
         }  # fmt: skip
         print(dim, result[f"D={dim}"], flush=True)
     if not arguments.dry:

@@ -16,7 +16,7 @@ from flowbook import cnf, data, keyed, models, solvers
 from flowbook.analytic import GaussianMixture
 from flowbook.dequantization import Dequantized
 from flowbook.divergence import divergence, rademacher
-from flowbook.flow_matching import FlowMatching
+from flowbook.flow_matching import FlowMatching, Guided
 from flowbook.paths import LinearPath, VPPath
 from flowbook.training import TrainConfig, fit, recipes
 
@@ -102,6 +102,72 @@ def test_law_7_a_value_does_not_depend_on_the_rest_of_the_batch() -> None:
     together = cnf.log_prob(velocity, x1, steps=10).log_prob
     alone = torch.cat([cnf.log_prob(velocity, x1[n : n + 1], steps=10).log_prob for n in range(5)])
     torch.testing.assert_close(together[:5], alone, rtol=0, atol=1e-12)
+
+
+# The divergence on its own nodes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 5])
+def test_n_nodes_integrate_a_divergence_of_degree_2n_minus_1_in_time_exactly(nodes: int) -> None:
+    """v = p(t) x with p = 1 + 2 t + ... + 2n t^(2n - 1): the divergence is D p(t), and p integrates to 2n."""
+    x1 = normal(6, 3)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return 0.1 * sum((power + 1) * t**power for power in range(2 * nodes)) * x
+
+    result = cnf.log_prob(velocity, x1, nodes=nodes, steps=400)
+    spread = math.exp(0.1 * 2 * nodes)
+    exact = torch.distributions.Normal(torch.zeros(3, dtype=F64), spread).log_prob(x1).sum(1)
+    torch.testing.assert_close(result.log_prob, exact, rtol=0, atol=1e-9)
+    fewer = cnf.log_prob(lambda x, t: velocity(x, t) + 0.1 * t ** (2 * nodes) * x, x1, nodes=nodes, steps=400)
+    spread *= math.exp(0.1 / (2 * nodes + 1))
+    wrong = torch.distributions.Normal(torch.zeros(3, dtype=F64), spread).log_prob(x1).sum(1) - fewer.log_prob
+    assert float(wrong.abs().min()) > 1e-9  # one degree more is not
+
+
+@pytest.mark.parametrize("path", [LinearPath(), VPPath()])
+@pytest.mark.parametrize("solver", [{"method": "rk4", "steps": 50}, {"method": "dopri5", "rtol": 1e-7, "atol": 1e-7}])
+def test_law_7_log_prob_of_a_mixture_on_20_nodes(path: object, solver: dict[str, Any]) -> None:
+    mixture = GaussianMixture([[-2.0, 0.0], [2.0, 1.0]], [0.7, 0.5], [0.3, 0.7])
+    x1 = mixture.sample(300, torch.Generator().manual_seed(0)).double()
+    result = cnf.log_prob(mixture.as_velocity(path), x1, nodes=20, **solver)  # type: ignore[arg-type]
+    assert float((result.log_prob - mixture.log_prob(x1)).square().mean().sqrt()) < 0.01
+
+
+def test_nodes_take_the_divergence_only_where_they_are() -> None:
+    velocity, x1 = Linear(3), normal(4, 3)
+    result = cnf.log_prob(velocity, x1, nodes=7, steps=5)
+    assert (result.nfe, result.nfe_trace, velocity.calls) == (27, 7, 27)
+    together = cnf.log_prob(velocity, x1, steps=5)
+    assert (together.nfe, together.nfe_trace) == (20, 20)
+    guided = cnf.log_prob(Guided(velocity, 2.0, null_label=1), x1, y=torch.zeros(4, dtype=torch.long), nodes=7, steps=5)
+    assert (guided.nfe, guided.nfe_trace) == (54, 14)
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+@pytest.mark.parametrize("shape", [(6, 4), (6, 1, 2, 2)])
+def test_nodes_and_the_joint_solve_agree_in_value_spread_and_gradient(trace: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network = models.MLP(4, hidden=16).double()
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return network(x.flatten(1), t).reshape(x.shape)
+
+    x1 = normal(*shape)
+    told = {"trace": trace, "probes": 3} if trace == "hutchinson" else {}
+    options: list[dict[str, Any]] = [{}, {"nodes": 30}]
+    results = [cnf.log_prob(velocity, x1, steps=60, generator=seeded(), **told, **one) for one in options]
+    torch.testing.assert_close(results[1].log_prob, results[0].log_prob, rtol=0, atol=1e-7)
+    torch.testing.assert_close(results[1].std_err, results[0].std_err, rtol=0, atol=1e-7)
+    assert torch.equal(results[1].latent, results[0].latent) and not results[1].log_prob.requires_grad
+    gradients = []
+    for one in options:
+        loss = cnf.nll_loss(
+            velocity, x1, kinetic=0.1, jacobian=0.2, steps=60, generator=seeded(), **told, **one
+        )  # fmt: skip
+        gradients.append(torch.autograd.grad(loss, list(network.parameters())))
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-8)
 
 
 # The estimator --------------------------------------------------------------------------------------------------------
@@ -643,6 +709,10 @@ def test_more_dequantisations_close_the_gap_from_below() -> None:
             "steps: dopri5 chooses its own steps",
         ),
         (lambda: cnf.nll_loss(Linear(2), normal(4, 2) * math.nan, gradient="adjoint"), ValueError, "x1: .*finite"),
+        (lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), nodes=0), ValueError, "nodes"),
+        (lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), nodes=2.0), TypeError, "nodes"),
+        (lambda: cnf.nll_loss(Linear(2), normal(4, 2), gradient="recompute", nodes=8), ValueError, "nodes: .*backprop"),
+        (lambda: cnf.MaximumLikelihood(gradient="adjoint", nodes=8), ValueError, "nodes: .*backprop"),
         (lambda: cnf.MaximumLikelihood("approximate"), ValueError, "trace: expected one of"),
         (lambda: cnf.MaximumLikelihood(kinetic=math.nan), ValueError, "kinetic"),
         (lambda: cnf.MaximumLikelihood(levels=1), ValueError, "levels"),
