@@ -114,13 +114,7 @@ def main() -> None:
             "bare": lambda: bare(copy.deepcopy(model), draw, steps, minimal=False),  # noqa: B023
             "minimal": lambda: bare(copy.deepcopy(model), draw, steps, minimal=True),  # noqa: B023
         }
-        timings = {contender: measure.Timing() for contender in run}
-        for round_ in range(-1, arguments.rounds):
-            for contender in list(run) if round_ % 2 else list(run)[::-1]:
-                wall, cpu = run[contender]()
-                if round_ >= 0:
-                    timings[contender].wall.append(wall)
-                    timings[contender].cpu.append(cpu)
+        timings = measure.clocked(run, arguments.rounds)
         result[name] = {
             "steps_a_round": steps,
             "ms_per_step": {key: 1e3 * timing.summary()["wall_s"] / steps for key, timing in timings.items()},

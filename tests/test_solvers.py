@@ -149,6 +149,31 @@ def test_halving_the_step_divides_the_error_by_2_to_the_order(method: str, order
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
 
 
+@fixed
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (0.9, 0.2)])
+def test_steps_of_unequal_lengths_have_the_order_of_the_method(method: str, t0: float, t1: float) -> None:
+    x = normal(3, 2)
+
+    def error(steps: int) -> float:
+        grid = t0 + (t1 - t0) * (1 - (1 - torch.linspace(0, 1, steps + 1, dtype=torch.float64)) ** 1.5)
+        solution = solve(lambda x, t: 2 * t * x, x, t0, t1, method=method, grid=grid)
+        assert solution.nfe == CALLS[method] * steps
+        return float((solution.x - x * math.exp(t1**2 - t0**2)).abs().max())
+
+    order = {"euler": 1, "rk4": 4}.get(method, 2)
+    assert error(20) / error(40) == pytest.approx(2**order, rel=0.25)
+
+
+@fixed
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (0.8, 0.25)])
+def test_an_even_grid_is_as_many_steps(method: str, t0: float, t1: float) -> None:
+    x, grid = normal(3, 2), [t0 + (t1 - t0) * n / 8 for n in range(9)]
+    by_grid = solve(swirl, x, t0, t1, method=method, grid=grid, save_at=[t0, 0.5, t1])
+    by_steps = solve(swirl, x, t0, t1, method=method, steps=8, save_at=[t0, 0.5, t1])
+    torch.testing.assert_close(by_grid.trajectory, by_steps.trajectory, rtol=0, atol=1e-14)
+    assert by_grid.nfe == by_steps.nfe
+
+
 @adaptive
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0)])
 def test_adaptive_methods_meet_the_tolerance(method: str, t0: float, t1: float) -> None:
@@ -480,6 +505,11 @@ def test_misuse_names_the_argument(method: str, change: dict[str, Any], error: t
     [
         ({"method": "rk45"}, ValueError, "method: .*'dopri5', 'euler'.*'rk45'"),
         ({"method": "euler"}, ValueError, "steps: euler takes fixed steps"),
+        ({"method": "euler", "steps": 2, "grid": [0.0, 1.0]}, ValueError, "grid: .* in place of steps; got steps=2"),
+        ({"grid": [0.0, 1.0]}, ValueError, "grid: .*got method='dopri5'"),
+        ({"method": "euler", "grid": [0.0, 0.5]}, ValueError, "grid: expected times that start at t0 = 0 and end at"),
+        ({"method": "euler", "grid": [0.0, 0.7, 0.7, 1.0]}, ValueError, "grid: expected times strictly in order"),
+        ({"method": "euler", "grid": 10}, TypeError, "grid: expected a sequence of times; got int"),
         ({"method": "euler", "steps": 0}, ValueError, "steps: .*0"),
         ({"method": "euler", "steps": 2.0}, TypeError, "steps: .*2.0"),
         ({"method": "euler", "steps": True}, TypeError, "steps: .*True"),
