@@ -45,7 +45,7 @@ def divergence(result: dict[str, Any]) -> Iterator[Row]:
         peers = ", ".join(f"{peer} {ms:.1f}" for peer, ms in numbers["ms"].items() if peer != "flowbook")
         quotient = numbers["flowbook_over_fastest"]["wall_ratio"]
         measured = f"{quotient:.2f} of {numbers['fastest_peer']} ({numbers['ms']['flowbook']:.1f} ms; {peers})"
-        yield f"exact divergence, {name}, batch {numbers['batch']}", measured, "at most 1.05 of the fastest"
+        yield f"{name}, batch {numbers['batch']}", measured, "at most 1.05 of the fastest"
 
 
 def log_prob(result: dict[str, Any]) -> Iterator[Row]:
