@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import free_port, wait_for
 from safetensors.torch import load_file
 from torch import Tensor
+
+from flowbook.cnf import MaximumLikelihood
+from flowbook.models import MLP
+from flowbook.training import TrainConfig, loop
 
 # One script for one process or two: every process stores the noise and times it met, the first one the weights.
 SCRIPT = """
@@ -46,10 +52,57 @@ SCRIPT = """
 """
 
 
-def run(folder: Path, processes: int, accumulate: int) -> list[dict[str, Tensor]]:
-    folder.mkdir()
+# The same with shared weights, in two calls to fit if there are two processes.
+SHARED = """
+    import os, sys
+    import torch
+    from safetensors.torch import save_file
+    from flowbook import data
+    from flowbook.flow_matching import FlowMatching
+    from flowbook.models import DiT, UNet
+    from flowbook.training import TrainConfig, fit
+
+    out, accumulate = sys.argv[1], int(sys.argv[2])
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    torch.set_num_threads(1)
+    images, labels = data.digits("test")
+    images = images.double()
+    kept = []
+
+    class AdamW(torch.optim.AdamW):
+        def step(self):
+            super().step()
+            kept.append(sum(getattr(s["exp_avg"], "_local_tensor", s["exp_avg"]).numel() for s in self.state.values()))
+
+    torch.optim.AdamW = AdamW
+
+    def look(velocity):
+        return velocity(images[:4], torch.tensor(0.5).double(), labels[:4])
+
+    stored = {}
+    for name, kind, sizes in (("unet", UNet, {"width": 8, "multipliers": (1, 2), "blocks": 1}),
+                              ("dit", DiT, {"width": 32, "depth": 2, "heads": 2})):
+        torch.manual_seed(0)
+        model = kind(1, size=8, num_classes=10, **sizes).double()
+        total = sum(p.numel() for p in model.parameters())
+        config = TrainConfig(steps=4, batch_size=16, accumulate=accumulate, gradient_clip=1.0, log_every=2,
+                             preview_every=2, checkpoint_every=2, parallel="fsdp")
+        for stop in ((2, 4) if processes == 2 else (4,)):
+            result = fit(model, FlowMatching(label_dropout=0.3), (images, labels), config, out=f"{out}/{name}",
+                         stop_after=stop, preview=look)
+        assert result.live is model and model.training and not result.velocity.training
+        stored |= {f"{name}.weight.{key}": p.detach().contiguous() for key, p in model.named_parameters()}
+        stored |= {f"{name}.average.{key}": p.contiguous() for key, p in result.velocity.named_parameters()}
+        stored[f"{name}.kept"] = torch.tensor([kept[-1] / total])
+        kept.clear()
+    save_file(stored, f"{out}/rank{rank}.safetensors")
+"""
+
+
+def run(folder: Path, processes: int, accumulate: int, text: str = SCRIPT) -> list[dict[str, Tensor]]:
+    folder.mkdir(exist_ok=True)
     script = folder / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT))
+    script.write_text(textwrap.dedent(text))
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
@@ -78,3 +131,31 @@ def test_two_processes_that_accumulate_take_the_steps_of_one(tmp_path: Path) -> 
         torch.testing.assert_close(both[0][name], alone[name], rtol=1e-6, atol=1e-9)
         assert torch.equal(both[0][name], both[1][name])
     torch.testing.assert_close((both[0]["losses"] + both[1]["losses"]) / 2, alone["losses"])
+
+
+@pytest.mark.timeout(240)
+def test_two_processes_that_share_the_weights_take_the_steps_of_one(tmp_path: Path) -> None:
+    (alone,) = run(tmp_path / "one", 1, accumulate=1, text=SHARED)
+    both = run(tmp_path / "two", 2, accumulate=2, text=SHARED)
+    assert any(bool(values.any()) for name, values in alone.items() if name.startswith("unet.weight.output"))
+    for name in (key for key in alone if not key.endswith("kept")):
+        torch.testing.assert_close(both[0][name], alone[name], rtol=1e-6, atol=1e-9)
+        assert torch.equal(both[0][name], both[1][name])
+    for name in ("unet", "dit"):  # the optimiser's moments are shared out evenly, up to what cannot be halved
+        assert float(alone[f"{name}.kept"]) == 1.0
+        shares = [float(process[f"{name}.kept"]) for process in both]
+        assert sum(shares) == pytest.approx(1.0) and max(shares) < 0.55
+        assert len(list((tmp_path / "two" / name / "previews").iterdir())) == 2
+    # One process goes on with what two have written.
+    for name in ("unet", "dit"):
+        shutil.rmtree(tmp_path / "two" / name / "checkpoints" / "step_00000004")
+    (resumed,) = run(tmp_path / "two", 1, accumulate=2, text=SHARED)
+    for name in (key for key in alone if not key.endswith("kept")):
+        torch.testing.assert_close(resumed[name], alone[name], rtol=1e-6, atol=1e-9)
+
+
+def test_shared_weights_are_refused_where_the_network_is_called_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=2)
+    monkeypatch.setattr(loop, "_accelerator", lambda config: accelerator)
+    with pytest.raises(ValueError, match=r"parallel: 'fsdp' .* MaximumLikelihood .* use 'ddp'"):
+        loop.fit(MLP(2), MaximumLikelihood(steps=2), torch.zeros(8, 2), TrainConfig(batch_size=4, parallel="fsdp"))

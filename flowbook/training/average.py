@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from flowbook.training.sharding import local
+
 
 class AveragedWeights:
     r"""Keep :math:`\bar w \leftarrow \bar w + (1 - 2^{-B/h})(w - \bar w)`, with B images a step and half-life h.
@@ -25,6 +27,10 @@ class AveragedWeights:
     def __init__(self, model: nn.Module, half_life: float | None, ramp: float):
         self.half_life, self.ramp = half_life, ramp
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.follow(model)
+
+    def follow(self, model: nn.Module) -> None:
+        """From now on take in the weights of this module: the one it was made for, shared out or moved."""
         self._live, self._mean = _floating(model), _floating(self.model)
 
     @torch.no_grad()
@@ -34,7 +40,7 @@ class AveragedWeights:
             weight = 1.0
         else:
             weight = 1.0 - 0.5 ** (batch_size / min(self.half_life, images * self.ramp))
-        torch._foreach_lerp_(self._mean, self._live, weight)
+        torch._foreach_lerp_([local(p) for p in self._mean], [local(p) for p in self._live], weight)
 
 
 def _floating(model: nn.Module) -> list[Tensor]:

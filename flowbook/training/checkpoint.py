@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from flowbook import _validate
 from flowbook._files import flush
 from flowbook.diffusion import Diffusion, NoiseSchedule
+from flowbook.training.sharding import like
 
 STATE = ("step", "config", "model", "recipe", "ingredients", "diffusion")
 FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json")
@@ -188,7 +189,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
         if value.shape == parameter.shape:  # a fused optimiser walks memory: the moments must lie as the weights do
-            value = torch.empty_like(parameter).copy_(value)
+            value = like(parameter, value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

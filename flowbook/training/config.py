@@ -10,6 +10,7 @@ from flowbook import _validate
 
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16")
+PARALLEL = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class TrainConfig:
     average_ramp: float = 0.05  # the half-life is at most this share of the images seen so far
     precision: str = "auto"  # "auto" is bf16 autocast on a GPU and fp32 on the CPU; or "fp32", "bf16"
     compile: bool = False  # torch.compile the model
+    parallel: str = "ddp"  # of several processes, each keeps all weights ("ddp") or its share of them ("fsdp")
     device: str = "cpu"  # "cpu", or "auto" for the accelerator if there is one
     workers: int = 0  # processes that read a Dataset ahead; 0 reads in the loop. Tensors need none
     seed: int = 0  # of data order, noise, times and dropout
@@ -61,6 +63,7 @@ class TrainConfig:
         _validate.boolean("compile", self.compile)
         _validate.one_of("schedule", self.schedule, SCHEDULES)
         _validate.one_of("precision", self.precision, PRECISIONS)
+        _validate.one_of("parallel", self.parallel, PARALLEL)
         _validate.one_of("device", self.device, ("cpu", "auto"))
         if self.batch_size % self.accumulate:
             raise ValueError(
@@ -80,4 +83,4 @@ class TrainConfig:
 
 
 # What may differ between a run and its continuation without changing a single weight.
-NOT_PART_OF_THE_RESULT = {"log_every", "checkpoint_every", "keep_checkpoints", "preview_every", "workers"}
+NOT_PART_OF_THE_RESULT = {"log_every", "checkpoint_every", "keep_checkpoints", "preview_every", "workers", "parallel"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import json
 import math
 import os
@@ -21,15 +23,17 @@ from flowbook import keyed, models
 from flowbook._model import Velocity, evaluating
 from flowbook._progress import tqdm
 from flowbook.batch import Batch
+from flowbook.cnf import MaximumLikelihood
 from flowbook.couplings import Coupling, couple_ahead
 from flowbook.diffusion import Diffusion
 from flowbook.training import checkpoint as checkpoints
-from flowbook.training import entry
+from flowbook.training import entry, sharding
 from flowbook.training.average import AveragedWeights
 from flowbook.training.batches import batches, map_batch, with_noise
 from flowbook.training.config import TrainConfig
 from flowbook.training.log import RunLog
 from flowbook.training.preemption import Listener, Preempted
+from flowbook.training.sharding import local
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -116,13 +120,26 @@ def fit(
     rows = config.batch_size // parts  # of one forward pass
     share = slice(rank * config.accumulate * rows, (rank + 1) * config.accumulate * rows)
 
-    model = velocity.to(device)
-    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+    sharded = config.parallel == "fsdp" and processes > 1
+    if sharded and isinstance(loss, MaximumLikelihood):
+        raise ValueError(
+            "parallel: 'fsdp' frees the weights after each call of the network, and MaximumLikelihood goes back "
+            "through many of them; use 'ddp'"
+        )
+    model = velocity if sharded else velocity.to(device)
+    if not sharded and any(isinstance(module, nn.Conv2d) for module in model.modules()):  # shares are rows of weights
         model = model.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, config, device)
     average = AveragedWeights(model, config.average_half_life, config.average_ramp)
-
-    first_step = _restore(folder, resume, config, recipe, ingredients, model, average, optimizer)
+    stored = _restore(folder, resume, config, recipe, ingredients, model, average)
+    first_step = 0 if stored is None else stored.step
+    live = model
+    if sharded:
+        live = sharding.shard(copy.deepcopy(model), device)
+        average.model = sharding.shard(average.model, device)
+        average.follow(live)
+    optimizer = make_optimizer(live, config, device)
+    if stored is not None:
+        checkpoints.restore_optimizer(optimizer, stored.optimizer)
     last_step = config.steps if stop_after is None else min(stop_after, config.steps)
     if first_step >= last_step and accelerator.is_main_process:
         warnings.warn(
@@ -132,9 +149,12 @@ def fit(
         )
     log = RunLog(folder, first_step) if folder is not None and accelerator.is_main_process else None
 
-    trained: Any = torch.compile(model) if config.compile else model
-    if processes > 1:
+    trained: Any = torch.compile(live) if config.compile else live
+    if processes > 1 and not sharded:
         trained = accelerator.prepare_model(trained)
+    no_sync = (
+        functools.partial(sharding.no_sync, trained) if sharded else getattr(trained, "no_sync", contextlib.nullcontext)
+    )
     precision = resolve_precision(config.precision, device)
     stream: Iterator[Batch] = batches(
         data, batch_size=config.batch_size, seed=keyed.mix(config.seed, 1), first_step=first_step,
@@ -146,20 +166,31 @@ def fit(
         noisy = with_noise(stream, seed=keyed.mix(config.seed, 4), first_step=first_step, first_row=share.start)
         stream = couple_ahead(noisy, coupling)  # type: ignore[assignment]
 
-    def save(step: int) -> Path:
+    def save(step: int) -> Path | None:
+        if not (sharded or accelerator.is_main_process):  # who shares weights must hand in the own ones
+            return None
+        tensors = {
+            "weights": sharding.whole(live.state_dict()), "average": sharding.whole(average.model.state_dict()),
+            "optimizer": sharding.whole(checkpoints.optimizer_tensors(optimizer)),
+        }  # fmt: skip
+        if not accelerator.is_main_process:
+            return None
         stored = checkpoints.Checkpoint(
-            step=step, config=config.as_dict(), model=models.describe(model), recipe=recipe,
-            weights=model.state_dict(), average=average.model.state_dict(),
-            optimizer=checkpoints.optimizer_tensors(optimizer), ingredients=ingredients,
-            diffusion=entry.diffusion(loss),
+            step=step, config=config.as_dict(), model=models.describe(model), recipe=recipe, ingredients=ingredients,
+            diffusion=entry.diffusion(loss), **tensors,
         )  # fmt: skip
         assert folder is not None
         path = checkpoints.save(folder / "checkpoints", stored)
         checkpoints.prune(folder / "checkpoints", config.keep_checkpoints)
         return path
 
-    model.train()
-    parameters = list(model.parameters())
+    def averaged() -> nn.Module:
+        if not sharded:
+            return average.model
+        return sharding.filled(model, sharding.whole(average.model.state_dict())).to(device)
+
+    live.train()
+    parameters = list(live.parameters())
     losses = torch.zeros(max(last_step - first_step, 0), device=device)
     written: Path | None = None
     checked = first_step
@@ -178,7 +209,7 @@ def fit(
                 rows_of_part = slice(part * rows, (part + 1) * rows)
                 piece = batch if config.accumulate == 1 else map_batch(lambda x: x[rows_of_part], batch)  # noqa: B023
                 last_part = part == config.accumulate - 1
-                with contextlib.nullcontext() if processes == 1 or last_part else trained.no_sync():
+                with no_sync() if no_sync and not last_part else contextlib.nullcontext():
                     try:
                         with keyed.keyed(noise_seed, step, share.start + part * rows), _autocast(precision, device):
                             value = loss(trained, piece)
@@ -188,7 +219,8 @@ def fit(
                     except torch.OutOfMemoryError as error:
                         value, crowded = None, str(error).split(". ")[0]  # the error holds what fills the memory
                 if value is None:
-                    raise MemoryError(_what_fits(loss, model, piece, rows, config.accumulate, precision, crowded))
+                    tried = None if sharded else model  # a module of one's own, which waits for nobody
+                    raise MemoryError(_what_fits(loss, tried, piece, rows, config.accumulate, precision, crowded))
                 losses[step - first_step] += value.detach()
             if config.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
@@ -214,15 +246,16 @@ def fit(
                     log.write(done, loss=mean, learning_rate=learning_rate(config, step), images_per_second=speed,
                               seconds=time.perf_counter() - started)  # fmt: skip
             if due:
-                _check_weights(model, done, folder)
+                _check_weights(live, done, folder, accelerator if sharded else None)
             if due and folder is not None:
-                if accelerator.is_main_process:
-                    written = save(done)
+                written = save(done)
                 accelerator.wait_for_everyone()
-            if show and log is not None:
-                assert preview is not None
-                with evaluating(average.model), torch.no_grad():
-                    log.images(done, preview(_velocity(loss, average.model)))
+            if show:
+                mean_model = averaged()
+                if log is not None:
+                    assert preview is not None
+                    with evaluating(mean_model), torch.no_grad():
+                        log.images(done, preview(_velocity(loss, mean_model)))
             if stop and not last:
                 if log is not None:
                     log.close()
@@ -232,9 +265,10 @@ def fit(
         log.close()
     if written is None and folder is not None and last_step <= first_step:
         written = checkpoints.locate(folder)
-    return TrainResult(
-        _velocity(loss, average.model), model, max(last_step, first_step), losses.cpu(), seconds, written
-    )
+    if sharded:
+        model.load_state_dict(sharding.whole(live.state_dict()))
+        model.to(device).train()
+    return TrainResult(_velocity(loss, averaged()), model, max(last_step, first_step), losses.cpu(), seconds, written)
 
 
 def _velocity(loss: Loss, network: nn.Module) -> nn.Module:
@@ -284,12 +318,11 @@ def _restore(
     ingredients: dict[str, str | None],
     model: nn.Module,
     average: AveragedWeights,
-    optimizer: torch.optim.Optimizer,
-) -> int:
-    """Load the newest checkpoint of the run, if there is one, and return the step to go on from."""
+) -> checkpoints.Checkpoint | None:
+    """The newest checkpoint of the run, if there is one, with its weights loaded."""
     paths = [] if folder is None else checkpoints.available(folder / "checkpoints")
     if not paths:
-        return 0
+        return None
     if not resume:
         raise ValueError(f"out: {folder} already holds a run; choose another folder, or resume=True to continue it")
     stored = checkpoints.read(paths[-1])
@@ -300,8 +333,7 @@ def _restore(
         average.model.load_state_dict(stored.average)
     except RuntimeError as error:
         raise ValueError(f"out: the checkpoint {paths[-1]} is of another model: {error}") from error
-    checkpoints.restore_optimizer(optimizer, stored.optimizer)
-    return stored.step
+    return stored
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -323,8 +355,12 @@ def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContex
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def _what_fits(loss: Loss, model: nn.Module, batch: Batch, rows: int, parts: int, precision: str, said: str) -> str:
+def _what_fits(
+    loss: Loss, model: nn.Module | None, batch: Batch, rows: int, parts: int, precision: str, said: str
+) -> str:
     """What to say when memory is full: tries smaller and smaller parts of the batch."""
+    if model is None:
+        return f"{said}: {rows} samples in one forward pass are too many; raise accumulate above {parts}"
     device = next(model.parameters()).device
     for fewer in [n for n in range(rows - 1, 0, -1) if rows % n == 0]:
         for parameter in model.parameters():
@@ -366,11 +402,18 @@ def _check_finite(recent: Tensor, first: int, folder: Path | None) -> None:
     raise _not_finite(f"the loss is {float(recent[step - first - 1])} at step {step}", folder)
 
 
-def _check_weights(model: nn.Module, step: int, folder: Path | None) -> None:
-    """A finite loss may have an infinite gradient: the weights would be stored before the next loss tells."""
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise _not_finite(f"the weights {name} are not finite after step {step}", folder)
+def _check_weights(model: nn.Module, step: int, folder: Path | None, accelerator: Any | None) -> None:
+    """A finite loss may have an infinite gradient: the weights would be stored before the next loss tells.
+
+    The accelerator is given where every process looks at its own share: then they must come to one conclusion.
+    """
+    parameters = dict(model.named_parameters())
+    bad = [name for name, parameter in parameters.items() if not bool(torch.isfinite(local(parameter)).all())]
+    if accelerator is not None:
+        found = accelerator.reduce(torch.tensor(float(len(bad)), device=accelerator.device))
+        bad = bad or ["of another process"] * int(found > 0)
+    if bad:
+        raise _not_finite(f"the weights {bad[0]} are not finite after step {step}", folder)
 
 
 def _not_finite(what: str, folder: Path | None) -> FloatingPointError:

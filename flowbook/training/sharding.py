@@ -1,0 +1,70 @@
+"""Weights shared out over the processes of a run, each of which keeps a part of them (FSDP2: Zhao et al. 2023)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def shard(model: nn.Module, device: torch.device) -> nn.Module:
+    """Share out the weights of a module in place; each process gets its own part of every tensor.
+
+    The members of module lists, a network's blocks, are gathered and freed one after the other in a forward pass, and
+    the rest as one.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for module in reversed(list(model.modules())):
+        for block in module if isinstance(module, nn.ModuleList) else ():
+            if not isinstance(block, nn.ModuleList | nn.ModuleDict) and any(True for _ in block.parameters()):
+                fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def is_shared(tensor: Any) -> bool:
+    """Whether it is a DTensor; importing that class takes half a second."""
+    return hasattr(tensor, "to_local")
+
+
+def whole(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    """Gather shared tensors, on the CPU. All processes must call it, in the same order."""
+    return {name: (t.full_tensor() if is_shared(t) else t).detach().cpu() for name, t in tensors.items()}
+
+
+def local(tensor: Any) -> Tensor:
+    """The part of a tensor that this process keeps: all of it unless it is shared. It is the same memory."""
+    return tensor.detach().to_local() if is_shared(tensor) else tensor
+
+
+def like(parameter: Any, value: Tensor) -> Tensor:
+    """A whole tensor, laid out and shared as the parameter is."""
+    if is_shared(parameter):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return torch.empty_like(parameter).copy_(value)
+
+
+@contextlib.contextmanager
+def no_sync(model: Any) -> Iterator[None]:
+    """Backward passes that do not exchange gradients: all but the last part of a batch."""
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def filled(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """A copy of a whole module with these whole weights, in eval mode."""
+    copied = copy.deepcopy(module).requires_grad_(False).eval()
+    copied.load_state_dict(tensors)
+    return copied
