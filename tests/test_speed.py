@@ -7,7 +7,8 @@ import torch
 
 from flowbook import cli, models
 from flowbook.models import DiT, UNet
-from flowbook.training import recipes, speed
+from flowbook.training import TrainConfig, recipes, speed
+from flowbook.training.loop import choose_device, float32_products
 
 
 def test_the_parts_make_the_step_and_the_rates_follow_from_it() -> None:
@@ -36,6 +37,62 @@ def test_cost_needs_no_memory_and_leaves_the_model_alone() -> None:
     small = UNet(1, 8, width=8, multipliers=(1,), num_classes=3)
     models.cost(small, torch.zeros(4, 1, 8, 8))
     assert small.training and all(p.requires_grad and p.device.type == "cpu" for p in small.parameters())
+
+
+class Small(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(3, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: None = None) -> torch.Tensor:
+        return self.second(torch.nn.functional.silu(self.first(x)))
+
+
+def test_memory_is_counted_as_by_hand() -> None:
+    cost = models.cost(Small(), torch.zeros(5, 3))
+    # Kept: the input of each linear map, 3 and 8 numbers, and of the nonlinearity, 8; four bytes each.
+    assert cost.activations == 4 * (3 + 8 + 8) and cost.weights == 59
+    assert cost.memory(10) == 20 * 59 + 10 * 76 and cost.memory(10, "bf16") == 22 * 59 + 10 * 38
+    assert cost.fits(20 * 59 + 10 * 76) == 10 and cost.fits(20 * 59 + 10 * 76 - 1) == 9 and cost.fits(100) == 0
+
+
+@pytest.mark.parametrize("network", [
+    UNet(3, 16, width=16, multipliers=(1, 2), attention=(8,), num_classes=10), DiT(3, 16, width=32, depth=2, heads=2),
+])  # fmt: skip
+def test_memory_is_what_autograd_keeps_on_a_real_device(network: torch.nn.Module) -> None:
+    network = network.to(memory_format=torch.channels_last)
+    own = {p.untyped_storage().data_ptr() for p in (*network.parameters(), *network.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    x = torch.zeros(1, 3, 16, 16).to(memory_format=torch.channels_last)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network.train()(x, torch.zeros(1))
+    real = sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
+    assert models.cost(network, x).activations == pytest.approx(real, rel=0.03)
+
+
+def test_auto_is_the_cpu_where_there_is_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert choose_device(TrainConfig(device="auto")) == torch.device("cpu")
+    assert "GB of the CPU" in recipes.announce(recipes.read("cifar10_unet"))
+
+
+@pytest.mark.parametrize(("precision", "rough"), [("fp32", False), ("tf32", True), ("bf16", True)])
+def test_a_gpu_rounds_products_of_float32_as_the_precision_says_and_only_then(precision: str, rough: bool) -> None:
+    def now() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = now()
+    with pytest.raises(ZeroDivisionError), float32_products(precision, torch.device("cuda")):
+        assert now() == (("high", True) if rough else ("highest", False))
+        raise ZeroDivisionError
+    assert now() == before
+    with float32_products(precision, torch.device("cpu")):
+        assert now() == before
 
 
 def test_the_command_prints_six_lines_and_refuses_what_is_no_velocity(capsys: pytest.CaptureFixture) -> None:

@@ -1,12 +1,15 @@
-"""What a network costs: weights, and floating-point operations of one evaluation."""
+"""What a network costs: weights, operations of one evaluation, and memory of a training step."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from flowbook import _validate
 
@@ -19,6 +22,35 @@ class Cost:
     """Numbers that are trained."""
     flops: int
     """Of one evaluation of one sample, forward; a step of training takes three times as many."""
+    activations: int
+    """Bytes that one sample leaves for the backward pass in float32; half as many under bf16 autocast."""
+
+    def memory(self, batch_size: int, precision: str = "fp32") -> int:
+        """Bytes of a training step: 20 for each weight, and what the samples leave.
+
+        The 20 are four each for the weight, its gradient, Adam's two moments and the average. Under bf16 autocast
+        there are copies of the weights, two bytes each. What a kernel needs while it runs is not counted.
+
+        Example:
+            >>> Cost(weights=1_000, flops=0, activations=500).memory(batch_size=10)
+            25000
+        """
+        return self._fixed(precision) + batch_size * self._for_a_sample(precision)
+
+    def fits(self, memory: int, precision: str = "fp32") -> int:
+        """The largest batch whose :meth:`memory` is within so many bytes; 0 if not even the weights are.
+
+        Example:
+            >>> Cost(weights=1_000, flops=0, activations=500).fits(25_499)
+            10
+        """
+        return max(0, (memory - self._fixed(precision)) // self._for_a_sample(precision))
+
+    def _fixed(self, precision: str) -> int:
+        return (22 if precision == "bf16" else 20) * self.weights
+
+    def _for_a_sample(self, precision: str) -> int:
+        return max(1, self.activations // (2 if precision == "bf16" else 1))
 
     def __str__(self) -> str:
         unit, size = ("GFLOP", 1e9) if self.flops >= 1e8 else ("MFLOP", 1e6)
@@ -26,9 +58,10 @@ class Cost:
 
 
 def cost(model: nn.Module, x: Tensor) -> Cost:
-    """Weights and operations of a model, counted by torch's own counter while it runs once, on no data.
+    """Weights, operations and memory of a model, counted while it runs once, on no data.
 
-    Matrix products and convolutions are counted, two operations for a product and its sum; the rest is a few percent.
+    Of operations torch's own counter takes matrix products and convolutions, two for a product and its sum; the rest is
+    a few percent. Of memory, the tensors that autograd keeps, each once.
 
     Args:
         model: ``v(x, t, y=None)``.
@@ -37,21 +70,59 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
     Example:
         >>> from flowbook import models
         >>> network = models.UNet(3, 32, width=128, multipliers=(1, 2, 2, 2), attention=(16,))
-        >>> print(cost(network, torch.zeros(1, 3, 32, 32)))
+        >>> found = cost(network, torch.zeros(1, 3, 32, 32))
+        >>> print(found)
         36,599,683 weights, 12.4 GFLOP for each sample and evaluation
+        >>> f"{found.memory(128) / 1e9:.1f} GB for batches of 128"
+        '7.2 GB for batches of 128'
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     _validate.instance("model", model, nn.Module, "MLP(2)")
     _validate.float_tensor("x", x, min_dim=1)
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    one = x.detach()[:1]
     shadow = copy.deepcopy(model).requires_grad_(False).to("meta")  # shapes without numbers: nothing is computed
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         try:
-            shadow(x[:1].to("meta"), torch.zeros(1, dtype=x.dtype, device="meta"))
+            shadow(one.to("meta"), torch.zeros(1, dtype=x.dtype, device="meta"))
         except TypeError as error:
             raise TypeError(
                 f"model: expected v(x, t, y=None); got {type(model).__name__}, which does not take a time"
             ) from error
-    return Cost(weights, counter.get_total_flops())
+    return Cost(weights, counter.get_total_flops(), _kept(shadow, one.to("meta")))
+
+
+def _kept(shadow: nn.Module, x: Tensor) -> int:
+    """Bytes that a forward pass keeps for the backward pass, weights not counted."""
+    shadow.requires_grad_(True).train()
+    if x.dim() == 4:  # as fit trains
+        shadow, x = shadow.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    own = {tensor.untyped_storage()._cdata for tensor in (*shadow.parameters(), *shadow.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Fused():
+        shadow(x, torch.zeros(1, dtype=x.dtype, device="meta"))
+    return sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in own)
+
+
+class _Fused(TorchFunctionMode):
+    """Attention as CPUs and GPUs compute it: without keeping the matrix of weights, which the meta device would."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention:
+            return _FusedAttention.apply(*args[:3])
+        return function(*args, **(kwargs or {}))
+
+
+class _FusedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        ctx.save_for_backward(query, key, value, result)
+        return result

@@ -198,7 +198,8 @@ def fit(
     started = time.perf_counter()
     listener = Listener(active=folder is not None)
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with forked, listener, _together(processes, folder), contextlib.closing(bar):
+    products = float32_products(precision, device)
+    with forked, listener, products, _together(processes, folder), contextlib.closing(bar):
         for step, batch in zip(range(first_step, last_step), stream, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
@@ -211,7 +212,7 @@ def fit(
                 last_part = part == config.accumulate - 1
                 with no_sync() if no_sync and not last_part else contextlib.nullcontext():
                     try:
-                        with keyed.keyed(noise_seed, step, share.start + part * rows), _autocast(precision, device):
+                        with keyed.keyed(noise_seed, step, share.start + part * rows), autocast(precision, device):
                             value = loss(trained, piece)
                         if config.accumulate > 1:
                             value = value / config.accumulate
@@ -336,6 +337,12 @@ def _restore(
     return stored
 
 
+def choose_device(config: TrainConfig) -> torch.device:
+    """Where a run of one process takes place: "auto" is the CPU where torch was built for a GPU that is not there."""
+    found = torch.accelerator.is_available() and config.device == "auto"
+    return torch.accelerator.current_accelerator() if found else torch.device("cpu")  # type: ignore[return-value]
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """What "auto" means on a device."""
     if precision == "auto":
@@ -349,10 +356,28 @@ def _seed_process(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if precision == "fp32":
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Of a forward pass."""
+    if precision != "bf16":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextlib.contextmanager
+def float32_products(precision: str, device: torch.device) -> Iterator[None]:
+    """How a GPU multiplies float32 during a run: exactly under "fp32", else in TF32. Afterwards as before."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    rough = precision != "fp32"
+    torch.set_float32_matmul_precision("high" if rough else "highest")
+    torch.backends.cudnn.allow_tf32 = rough
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _what_fits(
@@ -368,7 +393,7 @@ def _what_fits(
         if device.type == "cuda":
             torch.cuda.empty_cache()
         try:
-            with _autocast(precision, device):
+            with autocast(precision, device):
                 loss(model, map_batch(lambda x: x[:fewer], batch)).backward()  # noqa: B023
         except torch.OutOfMemoryError:
             continue

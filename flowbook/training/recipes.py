@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -42,7 +43,7 @@ from flowbook.reflow import Reflow
 from flowbook.solvers import FIXED, METHODS, solve
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.config import TrainConfig
-from flowbook.training.loop import TrainResult, fit
+from flowbook.training.loop import TrainResult, choose_device, fit, resolve_precision
 
 Recipe = dict[str, Any]
 
@@ -157,21 +158,38 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
 
 
 def announce(recipe: Recipe) -> str:
-    """What a run will cost, in a line: the network and how many samples it will see.
+    """What a run will cost: the network, how many samples it will see, and how large a batch fits into memory.
+
+    Of maximum likelihood, which keeps many evaluations, it says nothing about memory.
 
     Example:
-        >>> announce(read("digits"))
-        'UNet: 151,137 weights, 6.95 MFLOP for each sample and evaluation; 2,000 steps of 64'
+        >>> print(announce(read("digits")))  # doctest: +ELLIPSIS
+        UNet: 151,137 weights, 6.95 MFLOP for each sample and evaluation; 2,000 steps of 64
+        memory: 0.017 GB for a step; about ... samples would fit into the ... GB of the CPU
     """
     _check(recipe)
     with torch.device("meta"):  # shapes without numbers
         model = build_model(recipe)
     config = TrainConfig(**recipe["train"])
-    size = f"{sum(p.numel() for p in model.parameters()):,} weights"
-    if not isinstance(model, models.Classifier):
-        shape = (model.dim,) if isinstance(model, models.MLP) else (model.channels, model.size, model.size)
-        size = str(models.cost(model, torch.zeros(1, *shape, device="meta")))
-    return f"{type(model).__name__}: {size}; {config.steps:,} steps of {config.batch_size}"
+    steps = f"{config.steps:,} steps of {config.batch_size}"
+    if isinstance(model, models.Classifier):
+        return f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} weights; {steps}"
+    shape = (model.dim,) if isinstance(model, models.MLP) else (model.channels, model.size, model.size)
+    cost = models.cost(model, torch.zeros(1, *shape, device="meta"))
+    if recipe["loss"]["name"] == "maximum_likelihood":
+        return f"{type(model).__name__}: {cost}; {steps}"
+    device = choose_device(config)
+    if device.type == "cuda":
+        total, name = torch.cuda.get_device_properties(device).total_memory, torch.cuda.get_device_name(device)
+    else:
+        total, name = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "the CPU"
+    precision = resolve_precision(config.precision, device)
+    need = cost.memory(config.batch_size // config.accumulate, precision)
+    return (
+        f"{type(model).__name__}: {cost}; {steps}\n"
+        f"memory: {need / 1e9:.2g} GB for a step; about {cost.fits(total, precision):,} samples would fit into the "
+        f"{total / 1e9:.3g} GB of {name}"
+    )
 
 
 def build_model(recipe: Recipe) -> nn.Module:

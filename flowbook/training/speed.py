@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import sys
 import time
@@ -17,7 +16,7 @@ from flowbook import _validate, keyed, models
 from flowbook.training import recipes
 from flowbook.training.average import AveragedWeights
 from flowbook.training.config import TrainConfig
-from flowbook.training.loop import make_optimizer, resolve_precision
+from flowbook.training.loop import autocast, choose_device, float32_products, make_optimizer, resolve_precision
 
 PARTS = ("forward", "backward", "optimiser", "averaging")
 
@@ -79,8 +78,7 @@ def bench(recipe: recipes.Recipe, steps: int = 10, warmup: int = 3) -> Bench:
     _validate.positive_int("steps", steps)
     _validate.positive_int("warmup", warmup, at_least=0)
     config = TrainConfig(**recipe["train"])
-    accelerator = torch.accelerator.current_accelerator() if config.device == "auto" else None
-    device = torch.device("cpu") if accelerator is None else accelerator
+    device = choose_device(config)
     precision = resolve_precision(config.precision, device)
     torch.manual_seed(config.seed)
     model = recipes.build_model(recipe)
@@ -95,18 +93,20 @@ def bench(recipe: recipes.Recipe, steps: int = 10, warmup: int = 3) -> Bench:
     trained = torch.compile(model) if config.compile else model
     step = _Step(trained, model, recipes.build_loss(recipe), (x1, y), config, precision, device)
 
-    for _ in range(warmup):
-        step()
-    whole = [step() for _ in range(steps)]
     parts: dict[str, list[float]] = {name: [] for name in PARTS}
-    for _ in range(steps):
-        step(lambda name, seconds: parts[name].append(seconds))
+    with float32_products(precision, device):
+        for _ in range(warmup):
+            step()
+        whole = [step() for _ in range(steps)]
+        for _ in range(steps):
+            step(lambda name, seconds: parts[name].append(seconds))
+        rate = matrix_rate(device, precision)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return Bench(
         f"{name}; torch {torch.__version__}; {precision}{', compiled' if config.compile else ''}",
         models.cost(model, x1[:1].cpu()), config.batch_size,
         {name: statistics.median(times) for name, times in parts.items()}, statistics.median(whole),
-        matrix_rate(device, precision), _memory(device),
+        rate, _memory(device),
     )  # fmt: skip
 
 
@@ -132,8 +132,7 @@ class _Step:
         started = last = self._now()
         for parameter in self.parameters:
             parameter.grad = None
-        half = torch.autocast(self.device.type, dtype=torch.bfloat16)
-        with half if self.precision == "bf16" else contextlib.nullcontext(), keyed.keyed(0, self.seen, 0):
+        with autocast(self.precision, self.device), keyed.keyed(0, self.seen, 0):
             value: Tensor = self.loss(self.trained, self.batch)
         for name in PARTS:
             if name == "backward":
