@@ -33,8 +33,8 @@ class TrainConfig:
     gradient_clip: float | None = None  # largest norm of the gradient; None leaves it alone
     average_half_life: float | None = 10_000.0  # of the averaged weights, in images; None keeps the live weights
     average_ramp: float = 0.05  # the half-life is at most this share of the images seen so far
-    # "bf16" autocast; "fp32"; "tf32", float32 whose products a GPU rounds to 10 bits, as it may under "bf16" where float32
-    # stays; "auto" is bf16 on a GPU and fp32 on the CPU
+    # "bf16" autocast; "fp32"; "tf32", float32 whose products a GPU rounds to 10 bits, as it may under "bf16" where
+    # float32 stays; "auto" is bf16 on a GPU and fp32 on the CPU
     precision: str = "auto"
     compile: bool = False  # torch.compile the model
     parallel: str = "ddp"  # of several processes, each keeps all weights ("ddp") or its share of them ("fsdp")
