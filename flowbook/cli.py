@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_many(command: argparse.ArgumentParser) -> None:
     """What folders of shards are made with."""
     command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network, in folders")
+    command.add_argument("--compile", action="store_true", help="torch.compile the network, in folders")
     command.add_argument("--batch-size", type=int, default=250, help="solved at once, in folders")
     command.add_argument("--shard-size", type=int, default=1000, help="rows of a shard of a folder")
     command.add_argument(
@@ -309,6 +310,8 @@ def _source_of_many(options: argparse.Namespace) -> tuple[Any, tuple[int, ...], 
         if classes is None:
             raise ValueError("--guidance: this model was trained without labels")
         velocity = guided(velocity, options.guidance, classes)
+    if options.compile:
+        velocity = models.Compiled(velocity, options.batch_size)
     return velocity, shape, y
 
 

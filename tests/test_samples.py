@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import subprocess
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import randomised, wait_for
+from helpers import normal, randomised, wait_for
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from flowbook import cli, samples, solvers
-from flowbook.flow_matching import FlowMatching
-from flowbook.models import UNet, load_pretrained
+from flowbook.flow_matching import FlowMatching, guided
+from flowbook.models import Compiled, UNet, load_pretrained
 from flowbook.pairs import Normal, PairDataset, generate_pairs, keyed_noise
 from flowbook.samples import ImageShards, generate_images, to_bytes
 from flowbook.training import TrainConfig, fit
@@ -105,6 +107,40 @@ def test_the_command_draws_into_a_folder_and_two_processes_share_it(tmp_path: Pa
     two = ImageShards(tmp_path / "two")
     assert (two.bytes(torch.arange(40)).int() - one.bytes(torch.arange(40)).int()).abs().max() <= 1
     assert torch.equal(two.labels, one.labels)  # type: ignore[arg-type]
+
+
+def test_one_graph_serves_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    network = unet().eval()
+    velocity = Compiled(network, batch_size=4)
+    assert velocity.null_label == 3
+    for n in (4, 1, 9, 3, 0):
+        x, y = normal(n, 1, 8, 8).float(), torch.arange(n) % 3
+        for t in (torch.tensor(0.3), torch.linspace(0, 1, n)):
+            with torch.no_grad():
+                torch.testing.assert_close(velocity(x, t, y), network(x, t, y), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 2  # one for a single time, one for a time of each sample
+    with pytest.raises(RuntimeError, match="Compiled is for sampling"):
+        velocity(normal(2, 1, 8, 8).float().requires_grad_(), 0.5, torch.zeros(2, dtype=torch.long))
+
+
+def test_a_compiled_velocity_is_solved_guided_and_counted_as_the_velocity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The default backend takes most of a minute for these; a real one is in the example of Compiled.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    network = load_pretrained("digits")
+    x0, y = normal(5, 1, 8, 8).float(), torch.arange(5)
+    plain = solvers.sample(guided(network, 1.5, 10), x0, y=y, method="midpoint", steps=3)
+    compiled = solvers.sample(Compiled(guided(network, 1.5, 10), 8), x0, y=y, method="midpoint", steps=3)
+    torch.testing.assert_close(compiled.x, plain.x, rtol=1e-4, atol=1e-4)
+    assert compiled.nfe == plain.nfe == 12
+    few = ["--n", "10", "--steps", "1", "--batch-size", "8"]
+    assert cli.main(["sample", "digits", "--out", str(tmp_path / "a"), *few]) == 0
+    assert cli.main(["sample", "digits", "--out", str(tmp_path / "b"), "--compile", *few]) == 0
+    a, b = (ImageShards(tmp_path / name).bytes(torch.arange(10)).int() for name in "ab")
+    assert int((a - b).abs().max()) <= 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from flowbook.models.autocast import Autocast
 from flowbook.models.build import CLASSES, build, describe
 from flowbook.models.classifier import Classifier, features_and_labels
+from flowbook.models.compiled import Compiled
 from flowbook.models.cost import Cost, cost
 from flowbook.models.dit import DiT
 from flowbook.models.mlp import MLP
@@ -15,6 +16,7 @@ __all__ = [
     "PRETRAINED",
     "Autocast",
     "Classifier",
+    "Compiled",
     "Cost",
     "DiT",
     "UNet",
