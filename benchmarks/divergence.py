@@ -100,7 +100,9 @@ def compared(ways: dict[str, Callable[[], Tensor]], rounds: int, repeats: int) -
     fastest = min((name for name in ways if name != "flowbook"), key=milliseconds.__getitem__)
     return {
         "ms": milliseconds, "fastest_peer": fastest,
-        "flowbook_over_fastest": measure.ratio(timings["flowbook"], timings[fastest]),
+        "over_flowbook": {
+            name: measure.ratio(timing, timings["flowbook"]) for name, timing in timings.items() if name != "flowbook"
+        },
     }  # fmt: skip
 
 

@@ -1,19 +1,26 @@
-r"""How fast is a U-Net on a GPU: training eager and compiled in bf16, and sampling?
+r"""How fast is the standard U-Net on a GPU, beside torchcfm's own?
 
-    python benchmarks/gpu.py            # one GPU, under eight minutes
+    python benchmarks/gpu.py                 # one GPU, under eight minutes
+    python benchmarks/gpu.py --rehearse      # a small network on whatever is there, to try the script
 
-Training: class-conditional 32 x 32 colour images of random numbers already on the device, batch 256, through the same
-loss, fused AdamW and averaged weights that ``fit`` uses, three ways: float32 eager (TF32 multiplications), bf16
-autocast eager, bf16 autocast with ``torch.compile``. Every way gets warm-up steps (compilation falls into them) and is
-then timed in turns with the others over steps that end with a synchronisation. Sampling: 256 images with 25 midpoint
-steps, eager and compiled, in bf16. Throughput in images per second, median over the rounds. Without a GPU the script
-says so and ends with status 1.
+Training, class-conditional 32 x 32 colour images of random numbers already on the device, batch 128:
+
+- flowbook: ``flowbook bench`` of the recipe cifar10_unet (36.6 million weights), that is loss, gradient, clipping,
+  fused AdamW and averaged weights; in TF32 and in bf16, eager and compiled, with the share that it reaches of the rate
+  of a large matrix product, measured in the same run;
+- torchcfm, where it is installed: its U-Net with the settings of its CIFAR-10 script (128 channels, multipliers 1, 2,
+  2, 2, two blocks, attention at 16 x 16, 35.7 million weights), float32, Adam at 2e-4, clipping, averaged weights
+  after every step; eager as in that script, and compiled in bf16 as its user could.
+
+Sampling: 256 images with 25 midpoint steps in bf16: the network as it is, and ``flowbook.models.Compiled``, whose graph
+is recorded once and replayed; also of 200 images, which it pads.
+
+Images a second; of training the median over steps, of sampling over rounds.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
+import importlib.util
 import statistics
 import sys
 import time
@@ -22,116 +29,141 @@ from typing import Any
 
 import measure
 import torch
+from torch import nn
 
 from flowbook import models
-from flowbook.flow_matching import FlowMatching
 from flowbook.solvers import sample
-from flowbook.training.average import AveragedWeights
+from flowbook.training import recipes, speed
 
-BATCH = 256
-
-
-def bf16(on: bool) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast("cuda", dtype=torch.bfloat16) if on else contextlib.nullcontext()
-
-
-def trainer(
-    model: torch.nn.Module, x1: torch.Tensor, y: torch.Tensor, half: bool, compiled: bool
-) -> Callable[[int], None]:
-    """A function that trains a fresh copy of the model for so many steps."""
-    own = copy.deepcopy(model)
-    called = torch.compile(own) if compiled else own
-    optimizer = torch.optim.AdamW(own.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
-    average = AveragedWeights(own, half_life=50_000.0, ramp=0.05)
-    loss = FlowMatching(label_dropout=0.0)
-    seen = 0
-
-    def train(steps: int) -> None:
-        nonlocal seen
-        for _ in range(steps):
-            seen += len(x1)
-            optimizer.zero_grad(set_to_none=True)
-            with bf16(half):
-                value = loss(called, (x1, y))
-            value.backward()
-            optimizer.step()
-            average.update(len(x1), seen)
-        torch.cuda.synchronize()
-
-    return train
+SMALL = [
+    "model.width=32", "model.blocks=1", "model.multipliers=[1, 2]", "model.attention=[]", "train.batch_size=4",
+]  # fmt: skip
+WAYS = {
+    "tf32 eager": ["train.precision=tf32", "train.compile=false"],
+    "bf16 eager": ["train.precision=bf16", "train.compile=false"],
+    "bf16 compiled": ["train.precision=bf16", "train.compile=true"],
+}
 
 
-def images_per_second(contenders: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """The median throughput of functions that return how many images they made or saw, in turns."""
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(rounds):
-        for name in list(contenders) if round_ % 2 else list(contenders)[::-1]:
-            started = time.perf_counter()
-            images = contenders[name]()
-            speeds[name].append(images / (time.perf_counter() - started))
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def flowbook_training(steps: int, changes: list[str]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, settings in WAYS.items():
+        result = speed.bench(recipes.read("cifar10_unet", [*settings, *changes]), steps=steps, warmup=5)
+        print(f"flowbook, {name}\n{result}", flush=True)
+        found[f"flowbook, {name}"] = {
+            "images_per_second": result.images_per_second, "utilisation": result.utilisation,
+            "matrix_rate": result.matrix_rate, "parts_s": result.parts, "memory_gib": result.memory / 2**30,
+            "weights": result.cost.weights, "batch": result.batch_size,
+        }  # fmt: skip
+    return found
+
+
+class TorchCFM:
+    """A step of torchcfm's CIFAR-10 script, on random numbers."""
+
+    def __init__(self, device: torch.device, half: bool, compiled: bool, small: bool):
+        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+        from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
+        from torchcfm.models.unet.unet import UNetModelWrapper
+
+        torch.manual_seed(0)
+        self.network = UNetModelWrapper(
+            dim=(3, 32, 32), num_res_blocks=2, num_channels=32 if small else 128, channel_mult=[1, 2, 2, 2],
+            num_heads=4, num_head_channels=32 if small else 64, attention_resolutions="16", dropout=0.1,
+        ).to(device)  # fmt: skip
+        self.called: Any = torch.compile(self.network) if compiled else self.network
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=2e-4)
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.9999))
+        self.matcher, self.half = ConditionalFlowMatcher(sigma=0.0), half
+        self.x1 = torch.randn(4 if small else 128, 3, 32, 32, device=device)
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        t, xt, ut = self.matcher.sample_location_and_conditional_flow(torch.randn_like(self.x1), self.x1)
+        with torch.autocast(self.x1.device.type, dtype=torch.bfloat16, enabled=self.half):
+            loss = (self.called(t, xt) - ut).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+
+
+def torchcfm_training(steps: int, device: torch.device, small: bool) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, half, compiled in (("fp32 eager", False, False), ("bf16 compiled", True, True)):
+        peer, times = TorchCFM(device, half, compiled, small), []
+        for n in range(-5, steps):
+            started = now(device)
+            peer.step()
+            if n >= 0:
+                times.append(now(device) - started)
+        found[f"torchcfm, {name}"] = {
+            "images_per_second": len(peer.x1) / statistics.median(times), "batch": len(peer.x1),
+            "weights": sum(p.numel() for p in peer.network.parameters()),
+        }  # fmt: skip
+        print(f"torchcfm, {name}: {found[f'torchcfm, {name}']}", flush=True)
+    return found
+
+
+def sampling(rounds: int, device: torch.device, changes: list[str], batch: int, steps: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    network = recipes.build_model(recipes.read("cifar10_unet", changes)).to(device, memory_format=torch.channels_last)
+    half = models.Autocast(network.eval())
+    graphs = models.Compiled(half, batch)
+
+    def drawn(velocity: nn.Module, n: int) -> Callable[[], int]:
+        x0, y = torch.randn(n, 3, 32, 32, device=device), torch.arange(n, device=device) % 10
+
+        def run() -> int:
+            sample(velocity, x0, y=y, method="midpoint", steps=steps)
+            return n
+
+        return run
+
+    fewer = batch - batch // 4
+    ways = {
+        f"eager, {batch} images": drawn(half, batch), f"recorded graph, {batch} images": drawn(graphs, batch),
+        f"eager, {fewer} images": drawn(half, fewer), f"recorded graph, {fewer} images": drawn(graphs, fewer),
+    }  # fmt: skip
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(-1, rounds):
+        for name in list(ways) if round_ % 2 else list(ways)[::-1]:
+            started = now(device)
+            images = ways[name]()
+            if round_ >= 0:
+                speeds[name].append(images / (now(device) - started))
     return {name: statistics.median(values) for name, values in speeds.items()}
 
 
 def main() -> None:
     options = measure.parser(__doc__, rounds=5)
-    options.add_argument("--steps", type=int, default=20, help="training steps a round")
+    options.add_argument("--steps", type=int, default=30, help="training steps that are timed")
+    options.add_argument("--rehearse", action="store_true", help="small, anywhere, and nothing is stored")
     arguments = options.parse_args()
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and not arguments.rehearse:
         sys.exit("gpu.py: torch sees no GPU on this machine, so there is nothing to measure")
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.manual_seed(0)
-    device = torch.device("cuda")
-    model = models.UNet(channels=3, size=32, width=128, multipliers=(1, 2, 2), attention=(16,), num_classes=10)
-    model = model.to(device, memory_format=torch.channels_last)
-    x1 = torch.randn(BATCH, 3, 32, 32, device=device).clamp(-1, 1).to(memory_format=torch.channels_last)
-    y = torch.randint(10, (BATCH,), device=device)
-
-    trainers = {
-        "float32 eager": trainer(model, x1, y, half=False, compiled=False),
-        "bf16 eager": trainer(model, x1, y, half=True, compiled=False),
-        "bf16 compiled": trainer(model, x1, y, half=True, compiled=True),
-    }
-    warmup = {}
-    for name, train in trainers.items():
-        started = time.perf_counter()
-        train(5)
-        warmup[name] = time.perf_counter() - started
-
-    def training(train: Callable[[int], None]) -> Callable[[], int]:
-        def run() -> int:
-            train(arguments.steps)
-            return arguments.steps * BATCH
-
-        return run
-
-    speeds = images_per_second({name: training(train) for name, train in trainers.items()}, arguments.rounds)
-
-    def sampling(velocity: Any) -> Callable[[], int]:
-        def run() -> int:
-            with bf16(True):
-                sample(velocity, torch.randn_like(x1), y=y, method="midpoint", steps=25)
-            torch.cuda.synchronize()
-            return BATCH
-
-        return run
-
-    samplers = {"bf16 eager": sampling(model), "bf16 compiled": sampling(torch.compile(model))}
-    for run in samplers.values():
-        run()
-    sampled = images_per_second(samplers, arguments.rounds)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    changes = SMALL if arguments.rehearse else []
+    steps, rounds = (2, 1) if arguments.rehearse else (arguments.steps, arguments.rounds)
+    training = flowbook_training(steps, changes)
+    peers: tuple[str, ...] = ()
+    if importlib.util.find_spec("torchcfm"):
+        training |= torchcfm_training(steps, device, arguments.rehearse)
+        peers = ("torchcfm",)
+    small = arguments.rehearse
     result = {
-        "gpu": torch.cuda.get_device_name(device),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "batch": BATCH,
-        "training_images_per_second": speeds,
-        "warmup_s": warmup,
-        "sampling_images_per_second_50_evaluations": sampled,
-        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
-    }
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None, "training": training,
+        "sampling_images_per_second": sampling(rounds, device, changes, 8 if small else 256, 2 if small else 25),
+    }  # fmt: skip
     print(result)
-    if not arguments.dry:
-        print(measure.save("gpu", result, note=arguments.note))
+    if not (arguments.dry or arguments.rehearse):
+        print(measure.save("gpu", result, peers=peers, note=arguments.note))
 
 
 if __name__ == "__main__":

@@ -94,10 +94,10 @@ def flowbook(coupling: str, seed: int, steps: int) -> dict[str, float]:
     return {"steps": steps, "wall_s": wall, "cpu_s": cpu, "w2": distance(trained.velocity)}
 
 
-def reached(attempts: list[dict[str, float]], target: float) -> dict[str, float] | None:
+def reached(attempts: list[dict[str, float]], target: float, by: str = "w2") -> dict[str, float] | None:
     """The shortest attempt that reaches the target, if the next longer one does so too."""
     for attempt, following in itertools.pairwise(attempts):
-        if attempt["w2"] <= target and following["w2"] <= target:
+        if attempt[by] <= target and following[by] <= target:
             return attempt
     return None
 

@@ -173,7 +173,7 @@ def main() -> None:
         result[name] = {
             "batch": BATCH, "parameters": sum(weights.numel() for weights in model.parameters()),
             "ms_per_step": milliseconds, "fastest_peer": fastest,
-            "flowbook_over": {peer: measure.ratio(timings["flowbook"], timings[peer]) for peer in peers},
+            "over_flowbook": {peer: measure.ratio(timings[peer], timings["flowbook"]) for peer in peers},
         }  # fmt: skip
         print(name, result[name], flush=True)
     if not arguments.dry:

@@ -27,7 +27,7 @@ from flowbook._model import Velocity, call
 MODES = ("reverse", "forward")
 LOOP_UP_TO = 8
 """Up to this many dimensions a plain loop of backward passes beats a batched one."""
-CHUNK_ELEMENTS = 2**18
+CHUNK_ELEMENTS = 2**19
 """Elements of the derivative products that are computed at once; this bounds the memory of the exact trace, and keeps
 it in a CPU's cache (2^22 takes up to twice as long)."""
 # Several products of the derivative of a group norm cannot be differentiated at once with torch 2.6 or 2.8; with 2.15
@@ -165,7 +165,7 @@ def jacobian_terms(
     with torch.set_grad_enabled(create_graph or mode == "reverse"), sdpa_kernel(SDPBackend.MATH):
         multiply = (_backward if mode == "reverse" else _forward)(velocity, x, t, y, create_graph)
         for start, vectors in _basis(x, mode) if noise is None else [(0, noise)]:
-            v, products = multiply(vectors)
+            v, products = multiply(vectors, noise is not None or start + len(vectors) == dim)
             if products is None:
                 break
             found = found or mode == "reverse" or not _validate.values_are_readable(v) or bool(products.any())
@@ -196,31 +196,32 @@ def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = No
     _validate.generator(generator)
     if generator is None:
         normal = torch.stack([keyed.randn_like(like) for _ in range(probes)])
-        return torch.where(normal < 0, -1.0, 1.0).to(like)
+        return torch.ones_like(normal).copysign_(normal)
     bits = torch.randint(2, (probes, *like.shape), generator=generator, device=generator.device)
     return (2 * bits - 1).to(like)
 
 
-Multiply = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""Vectors (P, B, ...) to the velocity (B, ...) and their products with its Jacobian, (P, B, ...)."""
+Multiply = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
+"""Vectors (P, B, ...), and whether they are the last ones, to the velocity (B, ...) and their products with its
+Jacobian, (P, B, ...)."""
 
 
 def _backward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None, create_graph: bool) -> Multiply:
     """Products from the left, one backward pass each; None when no gradient leads from the velocity to x."""
     if torch.compiler.is_compiling():  # which takes no autograd.grad
         value, pull = torch.func.vjp(lambda x: _evaluate(velocity, x, t, y), x if create_graph else x.detach())[:2]
-        return lambda vectors: (value, torch.vmap(pull)(vectors)[0])
+        return lambda vectors, last: (value, torch.vmap(pull)(vectors)[0])
     x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
     with _ComposedNorms() if create_graph and OLD_NORMS else contextlib.nullcontext():
         v = _evaluate(velocity, x, t, y)
 
-    def multiply(vectors: Tensor) -> tuple[Tensor, Tensor | None]:
+    def multiply(vectors: Tensor, last: bool) -> tuple[Tensor, Tensor | None]:
         if not v.requires_grad:
             return v, None
         single = len(vectors) == 1
         (products,) = torch.autograd.grad(
-            v, x, vectors[0] if single else vectors, retain_graph=True, create_graph=create_graph, allow_unused=True,
-            is_grads_batched=not single,
+            v, x, vectors[0] if single else vectors, retain_graph=create_graph or not last, create_graph=create_graph,
+            allow_unused=True, is_grads_batched=not single,
         )  # fmt: skip
         return v, products[None] if single and products is not None else products
 
@@ -239,7 +240,8 @@ def _forward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None,
         return torch.func.jvp(evaluate, (x,), (vector,))
 
     # The velocity does not depend on the vector, so vmap evaluates it once. Dropout would be the same for all products.
-    return torch.vmap(push, out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
+    pushed = torch.vmap(push, out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
+    return lambda vectors, last: pushed(vectors)
 
 
 class _ComposedNorms(TorchFunctionMode):

@@ -10,7 +10,7 @@ from pathlib import Path
 REPORT = Path(__file__).parent.parent / "benchmarks" / "report.py"
 
 
-def test_the_table_of_results_is_written_from_the_stored_ones() -> None:
+def test_tables_and_picture_of_the_page_are_written_from_the_stored_results() -> None:
     checked = subprocess.run([sys.executable, str(REPORT), "--check"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
 
