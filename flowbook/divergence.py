@@ -27,9 +27,11 @@ from flowbook._model import Velocity, call
 MODES = ("reverse", "forward")
 LOOP_UP_TO = 8
 """Up to this many dimensions a plain loop of backward passes beats a batched one."""
-CHUNK_ELEMENTS = 2**19
+CHUNK_ELEMENTS = {"points": 2**20, "images": 2**16}
 """Elements of the derivative products that are computed at once; this bounds the memory of the exact trace, and keeps
-it in a CPU's cache (2^22 takes up to twice as long)."""
+it in a CPU's cache. Networks of images hold many numbers for each of x: larger chunks take half as long again."""
+CHUNK_ROWS = 4096
+"""Rows of points that are computed at once, whose networks are wider than x."""
 # Several products of the derivative of a group norm cannot be differentiated at once with torch 2.6 or 2.8; with 2.15
 # they can.
 OLD_NORMS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
@@ -86,7 +88,7 @@ def divergence(
     _validate.one_of("method", method, ("exact", "hutchinson"))
     if method == "hutchinson":
         v, estimates = hutchinson(velocity, x, t, y=y, noise=noise, create_graph=create_graph, mode=mode)
-        return v, estimates.mean(0)
+        return v, estimates[0] if len(estimates) == 1 else estimates.mean(0)
     if noise is not None:
         raise ValueError("noise: the exact divergence takes none; use method='hutchinson'")
     _check(x, t, y, mode)
@@ -195,7 +197,8 @@ def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = No
     _validate.float_tensor("like", like, min_dim=1)
     _validate.generator(generator)
     if generator is None:
-        normal = torch.stack([keyed.randn_like(like) for _ in range(probes)])
+        draws = [keyed.randn_like(like) for _ in range(probes)]
+        normal = draws[0][None] if probes == 1 else torch.stack(draws)
         return torch.ones_like(normal).copysign_(normal)
     bits = torch.randint(2, (probes, *like.shape), generator=generator, device=generator.device)
     return (2 * bits - 1).to(like)
@@ -278,8 +281,11 @@ def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
 def _basis(x: Tensor, mode: str) -> Iterator[tuple[int, Tensor]]:
     """The unit vectors in chunks (P, B, ...) of bounded size, each with the number of its first one."""
     batch, dim = len(x), x.shape[1:].numel()
-    elements = CHUNK_ELEMENTS * (1 if x.device.type == "cpu" else GPU_CHUNKS)
-    chunk = max(1, min(dim, elements // max(1, batch * dim)))
+    elements = CHUNK_ELEMENTS["images" if x.dim() > 2 else "points"]
+    rows = CHUNK_ROWS if x.dim() <= 2 else elements
+    if x.device.type != "cpu":
+        elements, rows = GPU_CHUNKS * elements, GPU_CHUNKS * rows
+    chunk = max(1, min(dim, elements // max(1, batch * dim), rows // max(1, batch)))
     if mode == "reverse" and dim <= LOOP_UP_TO:
         chunk = 1
     for start in range(0, dim, chunk):

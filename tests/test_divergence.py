@@ -89,7 +89,7 @@ def test_chunks_change_nothing(
 ) -> None:
     x, t, y = inputs(shape)
     whole = divergence(velocity, x, t, y=y, mode=mode)[1]
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", {"points": elements, "images": elements})
     torch.testing.assert_close(divergence(velocity, x, t, y=y, mode=mode)[1], whole, rtol=1e-12, atol=1e-12)
 
 
@@ -435,7 +435,7 @@ def test_the_memory_of_the_exact_trace_is_bounded_by_the_chunk_at_3072_dimension
     x = torch.randn(1, 3, 32, 32, generator=seeded())
     largest, values = {}, []
     for chunk in (16, 64):
-        monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk * dim)
+        monkeypatch.setattr(module, "CHUNK_ELEMENTS", {"points": chunk * dim, "images": chunk * dim})
         with Sizes() as sizes:
             values.append(divergence(lambda x, t: last(torch.tanh(first(x))), x, 0.5, mode=mode)[1])
         largest[chunk] = sizes.largest
