@@ -24,7 +24,12 @@ PICTURE = HERE.parent / "book" / "_static" / "benchmarks.svg"
 Table = list[list[str]]  # the first row is the head
 
 
-def beside_flowbook(columns: dict[str, dict[str, Any]], key: str, digits: int = 3) -> Table:
+def short(number: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{number:.0f}" if number >= 1000 else f"{number:.3g}"
+
+
+def beside_flowbook(columns: dict[str, dict[str, Any]], key: str) -> Table:
     """A row for each library, a column for each task: milliseconds, and in brackets how many times flowbook's."""
     libraries = list(dict.fromkeys(name for numbers in columns.values() for name in numbers[key]))
     table = [["", *(f"{name}, ms" for name in columns)]]
@@ -34,7 +39,7 @@ def beside_flowbook(columns: dict[str, dict[str, Any]], key: str, digits: int = 
             if library not in numbers[key]:
                 row.append("")
                 continue
-            spent = f"{numbers[key][library]:.{digits}g}"
+            spent = short(numbers[key][library])
             times = "" if library == "flowbook" else f" ({numbers['over_flowbook'][library]['wall_ratio']:.2f})"
             row.append(spent + times)
         table.append(row)
@@ -81,7 +86,7 @@ def sampling_error(result: dict[str, Any]) -> Table:
         for numbers in columns:
             told = numbers["chosen"][library]
             times = numbers["over_flowbook"].get(library)
-            row.append(f"{numbers['ms'][library]:.3g}" + ("" if times is None else f" ({times['wall_ratio']:.2f})"))
+            row.append(short(numbers["ms"][library]) + ("" if times is None else f" ({times['wall_ratio']:.2f})"))
             row.append(f"{told['method']}, {told['calls']} evaluations")
         table.append(row)
     return table
@@ -98,7 +103,7 @@ def log_prob(result: dict[str, Any]) -> Table:
         row = [library]
         for numbers in result.values():
             told, times = numbers["chosen"][library], numbers["over_flowbook"].get(library)
-            row.append(f"{numbers['ms'][library]:.3g}" + ("" if times is None else f" ({times['wall_ratio']:.2f})"))
+            row.append(short(numbers["ms"][library]) + ("" if times is None else f" ({times['wall_ratio']:.2f})"))
             row.append(f"{told['method'].split(',')[0]}, {told['calls']} evaluations, {told['products']} traces")
         table.append(row)
     return table
@@ -233,7 +238,7 @@ def draw() -> None:
     rows, grey = bars()[::-1], "#808890"
     plt.rcParams.update({"svg.hashsalt": "flowbook", "font.size": 10, "svg.fonttype": "path"})
     figure, axes = plt.subplots(figsize=(7.2, 0.38 * len(rows) + 1.3))
-    axes.axvspan(0.5, 1.05, color=grey, alpha=0.12, lw=0)
+    axes.axvspan(0.95, 1.05, color=grey, alpha=0.12, lw=0)
     axes.axvline(1.0, color=grey, lw=1.2)
     for height, (_, peers) in enumerate(rows):
         for peer, ratio in peers:
@@ -241,7 +246,7 @@ def draw() -> None:
     for peer, color in COLORS.items():
         axes.plot([], [], "o", ms=7.5, color=color, mec="none", label=peer)
     axes.set_xscale("log")
-    axes.set_xlim(0.8, 16)
+    axes.set_xlim(0.75, 22)
     axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
     axes.minorticks_off()
     axes.set_yticks(range(len(rows)), [title for title, _ in rows])

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPORT = Path(__file__).parent.parent / "benchmarks" / "report.py"
 
 
@@ -24,3 +26,41 @@ def test_chapter_3_quotes_the_thirty_draws_as_they_were_measured() -> None:
     assert f"finds medians of {medians[0]}, {medians[1]} and {medians[2]} floors" in chapter
     fives = [ratio for kind in kinds for ratio in result[kind]["median_over_floor_of_fives"]]
     assert f"anything from {min(fives):.1f} to {max(fives):.1f}" in chapter
+
+
+def ratios(name: str, task: str) -> dict[str, float]:
+    """The times of the other libraries, divided by flowbook's."""
+    result = json.loads((REPORT.parent / "results" / f"{name}.json").read_text())["result"]
+    times = result[task]["over_flowbook"].items()
+    return {peer: ratio["wall_ratio"] for peer, ratio in times if "flowbook" not in peer}
+
+
+EQUAL = 0.95  # a quotient within 5% counts as equal
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "least"),
+    [
+        ("training_step", "mlp", EQUAL), ("training_step", "unet", EQUAL), ("sampling", "mlp, fixed", EQUAL),
+        ("sampling", "unet, fixed", EQUAL), ("sampling", "mlp, equal error", EQUAL),
+        ("sampling", "unet, equal error", 1.5), ("divergence", "exact divergence, D=2", EQUAL),
+        ("divergence", "exact divergence, D=64", EQUAL), ("divergence", "exact divergence, D=784", EQUAL),
+        ("log_prob", "D=2", 2.0), ("log_prob", "D=64", 2.0), ("transport", "D=64, batch 512", 2.0),
+        ("transport", "D=64, batch 2048", 2.0),
+    ],
+)  # fmt: skip
+def test_the_page_says_who_is_faster_as_it_was_measured(name: str, task: str, least: float) -> None:
+    assert min(ratios(name, task).values()) > least
+
+
+def test_the_page_says_where_others_are_faster() -> None:
+    slower = {task: ratios("divergence", task)["zuko"] for task in ("one probe, D=64", "one probe, D=784")}
+    assert 0.8 < min(slower.values()) < max(slower.values()) < 1
+    assert ratios("transport", "D=2, batch 128")["denoising-diffusion-pytorch"] < 1
+
+
+def test_nodes_take_a_third_of_the_traces_or_fewer() -> None:
+    result = json.loads((REPORT.parent / "results" / "log_prob.json").read_text())["result"]
+    for numbers in result.values():
+        ways = numbers["chosen"]
+        assert 3 * ways["flowbook"]["products"] <= ways["flowbook, beside the state"]["products"]

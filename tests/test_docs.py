@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import itertools
 import math
 import pkgutil
 import re
@@ -203,3 +205,19 @@ def test_home_refuses_what_is_no_repository(copy: Path, repository: str) -> None
     assert done.returncode != 0
     assert "expected owner/name" in done.stderr
     assert (copy / "_config.yml").read_text(encoding="utf-8") == before
+
+
+def test_no_attribute_s_description_is_read_as_a_type() -> None:
+    """Sphinx takes what stands before a colon in the first line of an attribute's docstring for its type."""
+    found = []
+    for path in sorted((ROOT / "flowbook").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            body = node.body if isinstance(node, ast.ClassDef | ast.Module) else []
+            for attribute, text in itertools.pairwise(body):
+                if (
+                    isinstance(attribute, ast.Assign | ast.AnnAssign) and isinstance(text, ast.Expr)
+                    and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+                ):  # fmt: skip
+                    first = re.sub(r"(:\w+:)?`+[^`]*`+", "", text.value.value.splitlines()[0])
+                    found += [f"{path.name}:{text.lineno}"] if ": " in first or first.endswith(":") else []
+    assert not found
