@@ -1,9 +1,9 @@
-r"""Write the tables and the picture of the book's page on benchmarks from the JSON files.
+r"""Write the tables and the picture of the book's pages on benchmarks and clusters from the JSON files.
 
-    python benchmarks/report.py           # rewrite book/benchmarks.md and its picture
+    python benchmarks/report.py           # rewrite book/benchmarks.md and its picture, and the table in book/cluster.md
     python benchmarks/report.py --check   # status 1 if they are not what the files say
 
-The page is prose with a place for each benchmark, ``<!-- name -->`` to ``<!-- end -->``. A benchmark without a file
+A page is prose with a place for each benchmark, ``<!-- name -->`` to ``<!-- end -->``. A benchmark without a file
 leaves its place empty.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "book" / "benchmarks.md"
+PAGES = [HERE.parent / "book" / name for name in ("benchmarks.md", "cluster.md")]
 PICTURE = HERE.parent / "book" / "_static" / "benchmarks.svg"
 Table = list[list[str]]  # the first row is the head
 
@@ -132,6 +132,17 @@ def two_dimensions(result: dict[str, Any]) -> Table:
     return table
 
 
+def scaling(result: dict[str, Any]) -> Table:
+    table = [["images", "batch", "processes", "step, ms", "by the model", "memory, MB", "by the model"]]
+    for row in result["rows"]:
+        table.append([
+            f"{row['size']} x {row['size']}", str(row["batch"]), str(row["processes"]),
+            short(1e3 * row["measured_s"]), short(1e3 * row["predicted_s"]),
+            short(row["measured_bytes"] / 1e6), short(row["predicted_bytes"] / 1e6),
+        ])  # fmt: skip
+    return table
+
+
 def gpu(result: dict[str, Any]) -> Table:
     table = [[result["gpu"], "images a second", "of a matrix product's rate"]]
     for name, numbers in result["training"].items():
@@ -157,6 +168,7 @@ PLACES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
     "coupling": ("coupling", coupling),
     "two_dimensions": ("two_dimensions", two_dimensions),
     "gpu": ("gpu", gpu),
+    "scaling": ("scaling", scaling),
 }
 
 
@@ -275,15 +287,16 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--check", action="store_true", help="compare only")
     arguments = options.parse_args()
-    text = PAGE.read_text()
-    if arguments.check:
-        if page(text) != text:
-            sys.exit("benchmarks.md: a table is not what results/ says; run benchmarks/report.py")
-        if word() not in PICTURE.read_text():
-            sys.exit("benchmarks.svg: the picture is not what results/ says; run benchmarks/report.py")
-        return
-    PAGE.write_text(page(text))
-    draw()
+    for path in PAGES:
+        text = path.read_text()
+        if not arguments.check:
+            path.write_text(page(text))
+        elif page(text) != text:
+            sys.exit(f"{path.name}: a table is not what results/ says; run benchmarks/report.py")
+    if not arguments.check:
+        draw()
+    elif word() not in PICTURE.read_text():
+        sys.exit("benchmarks.svg: the picture is not what results/ says; run benchmarks/report.py")
 
 
 if __name__ == "__main__":

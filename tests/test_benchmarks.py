@@ -64,3 +64,11 @@ def test_nodes_take_a_third_of_the_traces_or_fewer() -> None:
     for numbers in result.values():
         ways = numbers["chosen"]
         assert 3 * ways["flowbook"]["products"] <= ways["flowbook, beside the state"]["products"]
+
+
+def test_the_model_of_a_step_is_as_good_as_the_page_on_clusters_says() -> None:
+    rows = json.loads((REPORT.parent / "results" / "scaling.json").read_text())["result"]["rows"]
+    for row in rows:
+        if row["processes"] == 2 and row["batch"] >= 128:
+            assert 0.9 < row["predicted_s"] / row["measured_s"] < 1
+        assert 1.5 < row["measured_bytes"] / row["predicted_bytes"] < 2.15

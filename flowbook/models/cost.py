@@ -29,7 +29,8 @@ class Cost:
         """Bytes of a training step: 20 for each weight, and what the samples leave.
 
         The 20 are four each for the weight, its gradient, Adam's two moments and the average. Under bf16 autocast
-        there are copies of the weights, two bytes each. What a kernel needs while it runs is not counted.
+        there are copies of the weights, two bytes each. A lower bound: what kernels and the backward pass need while
+        they run is not counted (on a CPU it made the whole 1.5 to 2 times as much; benchmarks/scaling.py).
 
         Example:
             >>> Cost(weights=1_000, flops=0, activations=500).memory(batch_size=10)

@@ -165,7 +165,7 @@ def announce(recipe: Recipe) -> str:
     Example:
         >>> print(announce(read("digits")))  # doctest: +ELLIPSIS
         UNet: 151,137 weights, 6.95 MFLOP for each sample and evaluation; 2,000 steps of 64
-        memory: 0.017 GB for a step; about ... samples would fit into the ... GB of the CPU
+        memory: 0.017 GB or more for a step; at most ... samples fit into the ... GB of the CPU
     """
     _check(recipe)
     with torch.device("meta"):  # shapes without numbers
@@ -187,7 +187,7 @@ def announce(recipe: Recipe) -> str:
     need = cost.memory(config.batch_size // config.accumulate, precision)
     return (
         f"{type(model).__name__}: {cost}; {steps}\n"
-        f"memory: {need / 1e9:.2g} GB for a step; about {cost.fits(total, precision):,} samples would fit into the "
+        f"memory: {need / 1e9:.2g} GB or more for a step; at most {cost.fits(total, precision):,} samples fit into the "
         f"{total / 1e9:.3g} GB of {name}"
     )
 
