@@ -18,7 +18,8 @@ from torch import Tensor
 
 from flowbook.cnf import MaximumLikelihood
 from flowbook.models import MLP
-from flowbook.training import TrainConfig, loop
+from flowbook.training import TrainConfig, loop, sharding
+from flowbook.training.sharding import ON_CPUS
 
 # One script for one process or two: every process stores the noise and times it met, the first one the weights.
 SCRIPT = """
@@ -133,6 +134,7 @@ def test_two_processes_that_accumulate_take_the_steps_of_one(tmp_path: Path) -> 
     torch.testing.assert_close((both[0]["losses"] + both[1]["losses"]) / 2, alone["losses"])
 
 
+@pytest.mark.skipif(not ON_CPUS, reason="the FSDP2 of this torch runs on GPUs only")
 @pytest.mark.timeout(240)
 def test_two_processes_that_share_the_weights_take_the_steps_of_one(tmp_path: Path) -> None:
     (alone,) = run(tmp_path / "one", 1, accumulate=1, text=SHARED)
@@ -159,3 +161,9 @@ def test_shared_weights_are_refused_where_the_network_is_called_many_times(monke
     monkeypatch.setattr(loop, "_accelerator", lambda config: accelerator)
     with pytest.raises(ValueError, match=r"parallel: 'fsdp' .* MaximumLikelihood .* use 'ddp'"):
         loop.fit(MLP(2), MaximumLikelihood(steps=2), torch.zeros(8, 2), TrainConfig(batch_size=4, parallel="fsdp"))
+
+
+def test_where_torch_cannot_share_on_a_cpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "ON_CPUS", False)
+    with pytest.raises(RuntimeError, match=r"parallel: torch .* use 'ddp' or a newer torch"):
+        sharding.shard(MLP(2), torch.device("cpu"))

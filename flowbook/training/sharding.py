@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+ON_CPUS = hasattr(torch.cpu.Stream, "record_event")
+"""Whether this torch's FSDP2 runs on CPUs: that of 2.6 knows GPUs only."""
+
 
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
     """Share out the weights of a module in place; each process gets its own part of every tensor.
@@ -20,6 +23,10 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    if device.type == "cpu" and not ON_CPUS:
+        raise RuntimeError(
+            f"parallel: torch {torch.__version__} shares weights on GPUs only; use 'ddp' or a newer torch"
+        )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in reversed(list(model.modules())):
         for block in module if isinstance(module, nn.ModuleList) else ():
