@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 ON_CPUS = hasattr(torch.cpu.Stream, "record_event")
-"""Whether this torch's FSDP2 runs on CPUs: that of 2.6 knows GPUs only."""
+"""Whether FSDP2 of this torch runs on CPUs. That of 2.6 knows GPUs only."""
 
 
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
