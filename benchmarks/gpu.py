@@ -1,6 +1,6 @@
 r"""How fast is the standard U-Net on a GPU, beside torchcfm's own?
 
-    python benchmarks/gpu.py                 # one GPU, under eight minutes
+    python benchmarks/gpu.py                 # one GPU
     python benchmarks/gpu.py --rehearse      # a small network on whatever is there, to try the script
 
 Training, class-conditional 32 x 32 colour images of random numbers already on the device, batch 128:

@@ -21,7 +21,7 @@ from torchvision.utils import make_grid, save_image
 
 from flowbook import cli, data, models
 from flowbook.training import TrainConfig, recipes
-from flowbook.training.loop import choose_device
+from flowbook.training.precision import choose_device
 
 
 def seconds_per_step(name: str, changes: list[str]) -> float:

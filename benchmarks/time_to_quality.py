@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import measure
@@ -39,6 +40,7 @@ from flowbook.metrics import wasserstein2
 from flowbook.solvers import sample
 from flowbook.training import TrainConfig, fit
 
+Run = dict[str, Any]  # steps, wall_s, cpu_s, and the distance that it ends with
 PAIRS = data.Pairs(data.eight_gaussians(), data.moons())
 SEEDS = (11, 12, 13)
 STEPS = (250, 500, 1000, 2000, 4000)  # of flowbook's attempts
@@ -94,12 +96,38 @@ def flowbook(coupling: str, seed: int, steps: int) -> dict[str, float]:
     return {"steps": steps, "wall_s": wall, "cpu_s": cpu, "w2": distance(trained.velocity)}
 
 
-def reached(attempts: list[dict[str, float]], target: float, by: str = "w2") -> dict[str, float] | None:
+def reached(attempts: list[Run], target: float, by: str) -> Run | None:
     """The shortest attempt that reaches the target, if the next longer one does so too."""
     for attempt, following in itertools.pairwise(attempts):
         if attempt[by] <= target and following[by] <= target:
             return attempt
     return None
+
+
+def compared(
+    seeds: Iterable[int], tutorial: Callable[[int], Run], flowbook: Callable[[int, int], Run], steps: Iterable[int],
+    by: str,
+) -> dict[str, Any]:  # fmt: skip
+    """For every seed the peer's run, and flowbook's with more and more steps until two of them are as good."""
+    rows = []
+    for seed in seeds:
+        peer, attempts = tutorial(seed), []
+        for count in steps:
+            attempts.append(flowbook(seed, count))
+            if reached(attempts, peer[by], by):
+                break
+        best = reached(attempts, peer[by], by)
+        shorter = {clock: peer[clock] / best[clock] for clock in ("wall_s", "cpu_s")} if best else None
+        rows.append({
+            "seed": seed, "torchcfm": peer, "flowbook": best, "attempts": attempts, "times_shorter": shorter,
+        })  # fmt: skip
+        print(rows[-1], flush=True)
+    gains = [row["times_shorter"] for row in rows]
+    median = None if None in gains else {
+        clock: statistics.median(gain[clock] for gain in gains) for clock in ("wall_s", "cpu_s")
+    }  # fmt: skip
+    print(median)
+    return {"median_times_shorter": median, "seeds": rows}
 
 
 def main() -> None:
@@ -116,30 +144,13 @@ def main() -> None:
         )
         floors.append(wasserstein2(a, b))
     flowbook(arguments.coupling, seed=0, steps=50)  # imports and first calls
-    rows = []
-    for seed in arguments.seeds:
-        peer = tutorial(arguments.coupling, seed, arguments.tutorial_steps)
-        attempts: list[dict[str, float]] = []
-        for steps in STEPS:
-            attempts.append(flowbook(arguments.coupling, seed, steps))
-            if reached(attempts, peer["w2"]):
-                break
-        best = reached(attempts, peer["w2"])
-        rows.append({
-            "seed": seed, "torchcfm": peer, "flowbook": best, "attempts": attempts,
-            "times_shorter": {clock: peer[clock] / best[clock] for clock in ("wall_s", "cpu_s")} if best else None,
-        })  # fmt: skip
-        print(rows[-1], flush=True)
-    shorter = [row["times_shorter"] for row in rows]
     result = {
         "coupling": arguments.coupling, "floor_w2": statistics.median(floors),
         "flowbook_settings": SETTINGS | {"hidden": HIDDEN, "pools": POOLS},
-        "median_times_shorter": None if None in shorter else {
-            clock: statistics.median(one[clock] for one in shorter) for clock in ("wall_s", "cpu_s")
-        },
-        "seeds": rows,
-    }  # fmt: skip
-    print(result["median_times_shorter"])
+    } | compared(
+        arguments.seeds, lambda seed: tutorial(arguments.coupling, seed, arguments.tutorial_steps),
+        lambda seed, steps: flowbook(arguments.coupling, seed, steps), STEPS, "w2",
+    )  # fmt: skip
     if not arguments.dry:
         name = "time_to_quality" if arguments.coupling == "independent" else "time_to_quality_ot"
         print(measure.save(name, result, peers=("torchcfm",), note=arguments.note))

@@ -23,7 +23,7 @@ from typing import Any
 
 import measure
 import torch
-from time_to_quality import reached
+from time_to_quality import compared
 from torch import Tensor, nn
 from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
 
@@ -99,29 +99,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     half = torch.randperm(len(IMAGES), generator=torch.Generator().manual_seed(0))
     floor = metrics.frechet_distance(features(IMAGES[half[::2]]), features(IMAGES[half[1::2]]))
-    rows = []
-    for seed in arguments.seeds:
-        peer = tutorial(seed, arguments.tutorial_steps)
-        attempts: list[dict[str, float]] = []
-        for steps in STEPS:
-            attempts.append(flowbook(seed, steps))
-            if reached(attempts, peer["frechet"], by="frechet"):
-                break
-        best = reached(attempts, peer["frechet"], by="frechet")
-        rows.append({
-            "seed": seed, "torchcfm": peer, "flowbook": best, "attempts": attempts,
-            "times_shorter": {clock: peer[clock] / best[clock] for clock in ("wall_s", "cpu_s")} if best else None,
-        })  # fmt: skip
-        print(rows[-1], flush=True)
-    shorter = [row["times_shorter"] for row in rows]
-    result = {
-        "distance": "Frechet", "distance_of_halves": floor, "flowbook_settings": SETTINGS,
-        "median_times_shorter": None if None in shorter else {
-            clock: statistics.median(one[clock] for one in shorter) for clock in ("wall_s", "cpu_s")
-        },
-        "seeds": rows,
-    }  # fmt: skip
-    print(result["median_times_shorter"])
+    result = {"distance": "Frechet", "distance_of_halves": floor, "flowbook_settings": SETTINGS} | compared(
+        arguments.seeds, lambda seed: tutorial(seed, arguments.tutorial_steps), flowbook, STEPS, "frechet"
+    )
     if not arguments.dry:
         print(measure.save("time_to_quality_digits", result, peers=("torchcfm",), note=arguments.note))
 

@@ -39,6 +39,21 @@ class evaluating:
             module.training = True
 
 
+class Wrapper(nn.Module):
+    """A module around another model: what a call costs, and which label means "none", are that one's."""
+
+    _inner = "velocity"  # the attribute that holds it
+
+    @property
+    def model_calls(self) -> int:
+        return model_calls(getattr(self, self._inner))
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means "none"; None if the model inside has none."""
+        return null_label_of(getattr(self, self._inner))
+
+
 def null_label_of(velocity: Velocity) -> int | None:
     """The label that means "none" for a class-conditional model, also behind a wrapper of torch's; None if unknown."""
     inner = getattr(velocity, "module", velocity)  # DistributedDataParallel keeps the model there

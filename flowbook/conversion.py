@@ -5,27 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowbook import _validate
-from flowbook._model import Velocity, call, model_calls, null_label_of
+from flowbook._model import Velocity, Wrapper, call
 from flowbook.paths import QUANTITIES, LinearPath, Path
 
 
-class ConvertedVelocity(nn.Module):
+class ConvertedVelocity(Wrapper):
     """A model that predicts noise, data or the score, seen as a velocity; made by :func:`as_velocity`."""
+
+    _inner = "model"
 
     def __init__(self, model: Velocity, path: Path, prediction: str):
         super().__init__()
         self.model, self.path, self.prediction = model, path, prediction
-
-    @property
-    def model_calls(self) -> int:
-        return model_calls(self.model)
-
-    @property
-    def null_label(self) -> int | None:
-        return null_label_of(self.model)
 
     def predict(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """What the model predicts at the state x of time t."""
@@ -75,20 +69,12 @@ def path_of(velocity: Velocity) -> Path:
     return velocity.path
 
 
-class Retimed(nn.Module):
+class Retimed(Wrapper):
     """A velocity in another time; made by :func:`retimed`."""
 
     def __init__(self, velocity: Velocity, power: float):
         super().__init__()
         self.velocity, self.power = velocity, power
-
-    @property
-    def model_calls(self) -> int:
-        return model_calls(self.velocity)
-
-    @property
-    def null_label(self) -> int | None:
-        return null_label_of(self.velocity)
 
     def forward(self, x: Tensor, u: Tensor | float, y: Tensor | None = None) -> Tensor:
         _validate.time("u", u, len(x))

@@ -29,7 +29,7 @@ LOOP_UP_TO = 8
 """Up to this many dimensions a plain loop of backward passes beats a batched one."""
 CHUNK_ELEMENTS = {"points": 2**20, "images": 2**16}
 """Elements of the derivative products that are computed at once; this bounds the memory of the exact trace, and keeps
-it in a CPU's cache. Networks of images hold many numbers for each of x: larger chunks take half as long again."""
+it in a CPU's cache. Networks of images hold many numbers for each of x, so their chunks are smaller."""
 CHUNK_ROWS = 4096
 """Rows of points that are computed at once, whose networks are wider than x."""
 # Several products of the derivative of a group norm cannot be differentiated at once with torch 2.6 or 2.8; with 2.15

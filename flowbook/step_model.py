@@ -11,17 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowbook import _validate, models
-from flowbook._model import call, model_calls, null_label_of
+from flowbook._model import Wrapper, call, model_calls
 from flowbook.conversion import ConvertedVelocity
 from flowbook.noise_schedule import PREDICTIONS, NoiseSchedule, SchedulePath
 
 Model = Callable[..., Tensor]
 
 
-class StepModel(nn.Module):
+class StepModel(Wrapper):
     """A network that takes a time in [0, 1], as a model that takes a step: t = 1 - i / (T - 1).
 
     Args:
@@ -36,18 +36,12 @@ class StepModel(nn.Module):
                 [0.]])
     """
 
+    _inner = "network"
+
     def __init__(self, network: Model, schedule: NoiseSchedule, prediction: str = "noise"):
         super().__init__()
         _validate.one_of("prediction", prediction, PREDICTIONS)
         self.network, self.steps, self.prediction = network, schedule.steps, prediction
-
-    @property
-    def model_calls(self) -> int:
-        return model_calls(self.network)
-
-    @property
-    def null_label(self) -> int | None:
-        return null_label_of(self.network)
 
     def forward(self, x: Tensor, i: Tensor, y: Tensor | None = None) -> Tensor:
         t = 1.0 - torch.as_tensor(i, device=x.device).to(x.dtype) / max(1, self.steps - 1)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,10 +29,13 @@ def test_chapter_3_quotes_the_thirty_draws_as_they_were_measured() -> None:
     assert f"anything from {min(fives):.1f} to {max(fives):.1f}" in chapter
 
 
+def measured(name: str, task: str) -> dict[str, Any]:
+    return json.loads((REPORT.parent / "results" / f"{name}.json").read_text())["result"][task]
+
+
 def ratios(name: str, task: str) -> dict[str, float]:
     """The times of the other libraries, divided by flowbook's."""
-    result = json.loads((REPORT.parent / "results" / f"{name}.json").read_text())["result"]
-    times = result[task]["over_flowbook"].items()
+    times = measured(name, task)["over_flowbook"].items()
     return {peer: ratio["wall_ratio"] for peer, ratio in times if "flowbook" not in peer}
 
 
@@ -56,7 +60,17 @@ def test_the_page_says_who_is_faster_as_it_was_measured(name: str, task: str, le
 def test_the_page_says_where_others_are_faster() -> None:
     slower = {task: ratios("divergence", task)["zuko"] for task in ("one probe, D=64", "one probe, D=784")}
     assert 0.8 < min(slower.values()) < max(slower.values()) < 1
-    assert ratios("transport", "D=2, batch 128")["denoising-diffusion-pytorch"] < 1
+    for task in slower:
+        spent = measured("divergence", task)["ms"]
+        assert spent["flowbook"] - spent["zuko"] == pytest.approx(0.1, abs=0.03)
+    spent = measured("transport", "D=2, batch 128")["ms"]
+    assert spent["flowbook"] - spent["denoising-diffusion-pytorch"] == pytest.approx(0.25, abs=0.03)
+
+
+def test_six_steps_on_a_grid_are_as_good_as_ten_equal_ones_on_images_only() -> None:
+    ways = measured("sampling", "unet, equal error")["chosen"]
+    assert (ways["flowbook"]["calls"], ways["flow_matching"]["calls"]) == (4 * 6, 4 * 10)
+    assert measured("sampling", "mlp, equal error")["chosen"]["flowbook"]["method"] == "rk4"
 
 
 def test_nodes_take_a_third_of_the_traces_or_fewer() -> None:

@@ -96,11 +96,12 @@ def test_law_7_the_integrated_trace_is_the_slogdet_of_the_flow_map() -> None:
         torch.testing.assert_close(result.log_prob[n] - prior, torch.linalg.slogdet(jacobian)[1], rtol=0, atol=1e-6)
 
 
-def test_law_7_a_value_does_not_depend_on_the_rest_of_the_batch() -> None:
+@pytest.mark.parametrize("nodes", [None, 8])
+def test_law_7_a_value_does_not_depend_on_the_rest_of_the_batch(nodes: int | None) -> None:
     torch.manual_seed(0)
     velocity, x1 = models.MLP(2, hidden=16).double(), normal(40, 2)
-    together = cnf.log_prob(velocity, x1, steps=10).log_prob
-    alone = torch.cat([cnf.log_prob(velocity, x1[n : n + 1], steps=10).log_prob for n in range(5)])
+    together = cnf.log_prob(velocity, x1, steps=10, nodes=nodes).log_prob
+    alone = torch.cat([cnf.log_prob(velocity, x1[n : n + 1], steps=10, nodes=nodes).log_prob for n in range(5)])
     torch.testing.assert_close(together[:5], alone, rtol=0, atol=1e-12)
 
 

@@ -18,9 +18,10 @@ import torch
 import yaml
 
 import flowbook
-from flowbook import metrics
+from flowbook import metrics, models
 from flowbook.flow_matching import guided
 from flowbook.paths import CosinePath, LinearPath, VPPath
+from flowbook.training import recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -205,6 +206,18 @@ def test_home_refuses_what_is_no_repository(copy: Path, repository: str) -> None
     assert done.returncode != 0
     assert "expected owner/name" in done.stderr
     assert (copy / "_config.yml").read_text(encoding="utf-8") == before
+
+
+def test_the_page_on_clusters_shows_what_a_run_says_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    recipe = recipes.read("cifar10_unet")
+    page = " ".join((ROOT / "book" / "cluster.md").read_text().split())
+    network, memory = recipes.announce(recipe).splitlines()
+    assert network in page and memory.split("; ")[0] in page
+    with torch.device("meta"):
+        cost = models.cost(recipes.build_model(recipe), torch.zeros(1, 3, 32, 32, device="meta"))
+    assert f"for the backward pass, {cost.activations / 1e6:.0f} MB" in page
+    assert f"{20 * cost.weights / 1e9:.2f} GB on each device" in page
 
 
 def test_no_attribute_s_description_is_read_as_a_type() -> None:

@@ -8,7 +8,7 @@ import torch
 from flowbook import cli, models
 from flowbook.models import DiT, UNet
 from flowbook.training import TrainConfig, recipes, speed
-from flowbook.training.loop import choose_device, float32_products
+from flowbook.training.precision import choose_device, float32_products
 
 
 def test_the_parts_make_the_step_and_the_rates_follow_from_it() -> None:

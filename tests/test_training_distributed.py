@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowbook.cnf import MaximumLikelihood
 from flowbook.models import MLP
-from flowbook.training import TrainConfig, loop, sharding
+from flowbook.training import TrainConfig, failures, loop, sharding
 from flowbook.training.sharding import ON_CPUS
 
 # One script for one process or two: every process stores the noise and times it met, the first one the weights.
@@ -161,6 +161,25 @@ def test_shared_weights_are_refused_where_the_network_is_called_many_times(monke
     monkeypatch.setattr(loop, "_accelerator", lambda config: accelerator)
     with pytest.raises(ValueError, match=r"parallel: 'fsdp' .* MaximumLikelihood .* use 'ddp'"):
         loop.fit(MLP(2), MaximumLikelihood(steps=2), torch.zeros(8, 2), TrainConfig(batch_size=4, parallel="fsdp"))
+
+
+@pytest.mark.parametrize(("own", "found"), [(False, 1.0), (True, 1.0), (False, 0.0)])
+def test_processes_that_share_weights_come_to_one_conclusion_on_them(own: bool, found: float) -> None:
+    model = MLP(2, hidden=8)
+    if own:
+        next(model.parameters()).detach().fill_(float("inf"))
+    accelerator = SimpleNamespace(device=torch.device("cpu"), reduce=lambda count: count + found)
+    if not found:
+        failures.check_weights(model, 3, None, accelerator)
+        return
+    name = next(iter(dict(model.named_parameters()))) if own else "of another process"
+    with pytest.raises(FloatingPointError, match=f"the weights {name} are not finite after step 3"):
+        failures.check_weights(model, 3, None, accelerator)
+
+
+def test_full_memory_under_shared_weights_says_what_to_raise() -> None:
+    said = failures.what_fits(None, None, torch.zeros(8, 2), 8, 2, "fp32", "CUDA out of memory")
+    assert said == "CUDA out of memory: 8 samples in one forward pass are too many; raise accumulate above 2"
 
 
 def test_where_torch_cannot_share_on_a_cpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from flowbook import _validate
-from flowbook._model import null_label_of
+from flowbook._model import Wrapper
 
 
-class Autocast(nn.Module):
+class Autocast(Wrapper):
     """``network`` under ``torch.autocast`` in bfloat16, with its answer in the precision of x.
 
     Sums and norms stay in float32, matrix products keep eight bits of their factors: enough to draw samples, where the
@@ -27,15 +27,12 @@ class Autocast(nn.Module):
         torch.float32
     """
 
+    _inner = "network"
+
     def __init__(self, network: nn.Module):
         super().__init__()
         _validate.instance("network", network, nn.Module, "MLP(2)")
         self.network = network
-
-    @property
-    def null_label(self) -> int | None:
-        """The network's label for "none"; None if it has none."""
-        return null_label_of(self.network)
 
     def forward(self, x: Tensor, t: Tensor | float, *rest: Any) -> Tensor:
         with torch.autocast(x.device.type, dtype=torch.bfloat16):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from flowbook import _validate
-from flowbook._model import call, model_calls, null_label_of
+from flowbook._model import Wrapper, call
 
 
-class Compiled(nn.Module):
+class Compiled(Wrapper):
     """A velocity compiled once, for sampling with batches of any size.
 
     Smaller batches are padded to ``batch_size`` and larger ones are cut, so that one graph serves all of them; on a
@@ -38,15 +38,6 @@ class Compiled(nn.Module):
         _validate.positive_int("batch_size", batch_size)
         self.velocity, self.batch_size = velocity, batch_size
         self._graphs: dict[str, Any] = {}  # by kind of device
-
-    @property
-    def model_calls(self) -> int:
-        return model_calls(self.velocity)
-
-    @property
-    def null_label(self) -> int | None:
-        """The velocity's label for "none"; None if it has none."""
-        return null_label_of(self.velocity)
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:

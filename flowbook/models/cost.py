@@ -30,7 +30,7 @@ class Cost:
 
         The 20 are four each for the weight, its gradient, Adam's two moments and the average. Under bf16 autocast
         there are copies of the weights, two bytes each. A lower bound: what kernels and the backward pass need while
-        they run is not counted (on a CPU it made the whole 1.5 to 2 times as much; benchmarks/scaling.py).
+        they run is not counted (on a CPU it made the whole 1.5 to 2.1 times as much; benchmarks/scaling.py).
 
         Example:
             >>> Cost(weights=1_000, flops=0, activations=500).memory(batch_size=10)

@@ -31,9 +31,10 @@ from flowbook.training import entry, sharding
 from flowbook.training.average import AveragedWeights
 from flowbook.training.batches import batches, map_batch, with_noise
 from flowbook.training.config import TrainConfig
+from flowbook.training.failures import check_finite, check_weights, together, what_fits
 from flowbook.training.log import RunLog
+from flowbook.training.precision import autocast, float32_products, resolve_precision
 from flowbook.training.preemption import Listener, Preempted
-from flowbook.training.sharding import local
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -152,9 +153,7 @@ def fit(
     trained: Any = torch.compile(live) if config.compile else live
     if processes > 1 and not sharded:
         trained = accelerator.prepare_model(trained)
-    no_sync = (
-        functools.partial(sharding.no_sync, trained) if sharded else getattr(trained, "no_sync", contextlib.nullcontext)
-    )
+    no_sync: Any = functools.partial(sharding.no_sync, live) if sharded else getattr(trained, "no_sync", None)
     precision = resolve_precision(config.precision, device)
     stream: Iterator[Batch] = batches(
         data, batch_size=config.batch_size, seed=keyed.mix(config.seed, 1), first_step=first_step,
@@ -167,7 +166,7 @@ def fit(
         stream = couple_ahead(noisy, coupling)  # type: ignore[assignment]
 
     def save(step: int) -> Path | None:
-        if not (sharded or accelerator.is_main_process):  # who shares weights must hand in the own ones
+        if not (sharded or accelerator.is_main_process):  # whoever keeps a share must hand it in
             return None
         tensors = {
             "weights": sharding.whole(live.state_dict()), "average": sharding.whole(average.model.state_dict()),
@@ -199,7 +198,7 @@ def fit(
     listener = Listener(active=folder is not None)
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     products = float32_products(precision, device)
-    with forked, listener, products, _together(processes, folder), contextlib.closing(bar):
+    with forked, listener, products, together(processes, folder), contextlib.closing(bar):
         for step, batch in zip(range(first_step, last_step), stream, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
@@ -210,7 +209,7 @@ def fit(
                 rows_of_part = slice(part * rows, (part + 1) * rows)
                 piece = batch if config.accumulate == 1 else map_batch(lambda x: x[rows_of_part], batch)  # noqa: B023
                 last_part = part == config.accumulate - 1
-                with no_sync() if no_sync and not last_part else contextlib.nullcontext():
+                with contextlib.nullcontext() if processes == 1 or last_part else no_sync():
                     try:
                         with keyed.keyed(noise_seed, step, share.start + part * rows), autocast(precision, device):
                             value = loss(trained, piece)
@@ -221,7 +220,7 @@ def fit(
                         value, crowded = None, str(error).split(". ")[0]  # the error holds what fills the memory
                 if value is None:
                     tried = None if sharded else model  # a module of one's own, which waits for nobody
-                    raise MemoryError(_what_fits(loss, tried, piece, rows, config.accumulate, precision, crowded))
+                    raise MemoryError(what_fits(loss, tried, piece, rows, config.accumulate, precision, crowded))
                 losses[step - first_step] += value.detach()
             if config.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
@@ -239,7 +238,7 @@ def fit(
                 recent = losses[checked - first_step : done - first_step]
                 if processes > 1:
                     recent = accelerator.reduce(recent, "mean")
-                _check_finite(recent, checked, folder)
+                check_finite(recent, checked, folder)
                 mean, checked = float(recent.mean()), done
                 speed = (done - first_step) * config.batch_size / (time.perf_counter() - started)
                 bar.update(done, mean, speed)
@@ -247,7 +246,7 @@ def fit(
                     log.write(done, loss=mean, learning_rate=learning_rate(config, step), images_per_second=speed,
                               seconds=time.perf_counter() - started)  # fmt: skip
             if due:
-                _check_weights(live, done, folder, accelerator if sharded else None)
+                check_weights(live, done, folder, accelerator if sharded else None)
             if due and folder is not None:
                 written = save(done)
                 accelerator.wait_for_everyone()
@@ -337,117 +336,10 @@ def _restore(
     return stored
 
 
-def choose_device(config: TrainConfig) -> torch.device:
-    """Where a run of one process takes place: "auto" is the CPU where torch was built for a GPU that is not there."""
-    found = torch.accelerator.is_available() and config.device == "auto"
-    return torch.accelerator.current_accelerator() if found else torch.device("cpu")  # type: ignore[return-value]
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means on a device."""
-    if precision == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
-    return precision
-
-
 def _seed_process(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Of a forward pass."""
-    if precision != "bf16":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-@contextlib.contextmanager
-def float32_products(precision: str, device: torch.device) -> Iterator[None]:
-    """How a GPU multiplies float32 during a run: exactly under "fp32", else in TF32. Afterwards as before."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    rough = precision != "fp32"
-    torch.set_float32_matmul_precision("high" if rough else "highest")
-    torch.backends.cudnn.allow_tf32 = rough
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
-
-
-def _what_fits(
-    loss: Loss, model: nn.Module | None, batch: Batch, rows: int, parts: int, precision: str, said: str
-) -> str:
-    """What to say when memory is full: tries smaller and smaller parts of the batch."""
-    if model is None:
-        return f"{said}: {rows} samples in one forward pass are too many; raise accumulate above {parts}"
-    device = next(model.parameters()).device
-    for fewer in [n for n in range(rows - 1, 0, -1) if rows % n == 0]:
-        for parameter in model.parameters():
-            parameter.grad = None
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            with autocast(precision, device):
-                loss(model, map_batch(lambda x: x[:fewer], batch)).backward()  # noqa: B023
-        except torch.OutOfMemoryError:
-            continue
-        return (
-            f"{said}: {rows} samples in one forward pass are too many. accumulate={parts * rows // fewer} works "
-            f"through the same batch {fewer} at a time, with the same result"
-        )
-    return f"{said}: not even one sample in a forward pass fits; choose a smaller model"
-
-
-@contextlib.contextmanager
-def _together(processes: int, folder: Path | None) -> Iterator[None]:
-    """Say what it means when the connection to another process breaks."""
-    try:
-        yield
-    except RuntimeError as error:
-        if processes == 1 or "peer" not in str(error):
-            raise
-        kept = [] if folder is None else checkpoints.available(folder / "checkpoints")
-        raise RuntimeError(
-            f"another process of this run is gone ({str(error).splitlines()[0]}); "
-            + (f"the last checkpoint is {kept[-1]}" if kept else "no checkpoint was written before")
-        ) from error
-
-
-def _check_finite(recent: Tensor, first: int, folder: Path | None) -> None:
-    finite = torch.isfinite(recent)
-    if bool(finite.all()):
-        return
-    step = first + int((~finite).nonzero()[0]) + 1
-    raise _not_finite(f"the loss is {float(recent[step - first - 1])} at step {step}", folder)
-
-
-def _check_weights(model: nn.Module, step: int, folder: Path | None, accelerator: Any | None) -> None:
-    """A finite loss may have an infinite gradient: the weights would be stored before the next loss tells.
-
-    The accelerator is given where every process looks at its own share: then they must come to one conclusion.
-    """
-    parameters = dict(model.named_parameters())
-    bad = [name for name, parameter in parameters.items() if not bool(torch.isfinite(local(parameter)).all())]
-    if accelerator is not None:
-        found = accelerator.reduce(torch.tensor(float(len(bad)), device=accelerator.device))
-        bad = bad or ["of another process"] * int(found > 0)
-    if bad:
-        raise _not_finite(f"the weights {bad[0]} are not finite after step {step}", folder)
-
-
-def _not_finite(what: str, folder: Path | None) -> FloatingPointError:
-    kept = [] if folder is None else checkpoints.available(folder / "checkpoints")
-    where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"
-    return FloatingPointError(
-        f"{what}; {where}. Try a lower learning rate, gradient_clip=1.0 or precision='fp32', and look for NaN in the "
-        "data"
-    )
 
 
 def _due(every: int | None, step: int) -> bool:

@@ -43,7 +43,8 @@ from flowbook.reflow import Reflow
 from flowbook.solvers import FIXED, METHODS, solve
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.config import TrainConfig
-from flowbook.training.loop import TrainResult, choose_device, fit, resolve_precision
+from flowbook.training.loop import TrainResult, fit
+from flowbook.training.precision import choose_device, resolve_precision
 
 Recipe = dict[str, Any]
 

@@ -42,8 +42,8 @@ def is_shared(tensor: Any) -> bool:
 
 
 def whole(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """Gather shared tensors, on the CPU. All processes must call it, in the same order."""
-    return {name: (t.full_tensor() if is_shared(t) else t).detach().cpu() for name, t in tensors.items()}
+    """Gather the shared ones of some tensors. All processes must call it, in the same order."""
+    return {name: t.detach().full_tensor() if is_shared(t) else t.detach() for name, t in tensors.items()}
 
 
 def local(tensor: Any) -> Tensor:

@@ -16,7 +16,8 @@ from flowbook import _validate, keyed, models
 from flowbook.training import recipes
 from flowbook.training.average import AveragedWeights
 from flowbook.training.config import TrainConfig
-from flowbook.training.loop import autocast, choose_device, float32_products, make_optimizer, resolve_precision
+from flowbook.training.loop import make_optimizer
+from flowbook.training.precision import autocast, choose_device, float32_products, resolve_precision
 
 PARTS = ("forward", "backward", "optimiser", "averaging")
 
