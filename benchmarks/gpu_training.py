@@ -6,11 +6,12 @@ r"""How good does a recipe get in so many minutes?
 
 A few steps are timed first, compilation not counted, and the recipe is run with as many steps as fit, its cosine decay
 over all of them. Other settings as ``flowbook train`` takes them, after the name. A grid of samples goes to
-``results/``; of MNIST and the digits, whose classifiers are shipped, a score of 10,000 samples too.
+``results/``; of MNIST, whose classifier is shipped, a score of 10,000 samples too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,7 @@ import measure
 import torch
 from torchvision.utils import make_grid, save_image
 
-from flowbook import cli, data, models
+from flowbook import data, models, scores
 from flowbook.training import TrainConfig, recipes
 from flowbook.training.precision import choose_device
 
@@ -60,14 +61,11 @@ def main() -> None:
             images = preview(trained.velocity).cpu()
         grid = make_grid(data.to_unit_interval(images.float()).clamp(0, 1), nrow=10)
         save_image(grid, measure.RESULTS / f"gpu_{arguments.recipe}.png")
-    if arguments.recipe in models.pretrained.CLASSIFIERS:
-        from contextlib import redirect_stdout
-        from io import StringIO
-
-        said = StringIO()
-        with redirect_stdout(said):
-            cli.main(["score", str(out), "--guidance", "1.25"])
-        result["score"] = json.loads(said.getvalue())
+    if arguments.recipe == "mnist":
+        judge, reference = models.load_classifier("mnist"), models.load_moments("mnist")["test"]
+        counts = json.loads(models.pretrained.asset("mnist_floor.json").read_text())["class_counts_train"]
+        score = scores.score_velocity(trained.velocity, judge, reference, guidance=1.25, class_counts=counts)
+        result["score"] = dataclasses.asdict(score)
     print(result)
     if not arguments.dry:
         print(measure.save(f"gpu_{arguments.recipe}", result, note=arguments.note))

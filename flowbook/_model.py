@@ -39,6 +39,12 @@ class evaluating:
             module.training = True
 
 
+def device_of(velocity: Velocity) -> torch.device:
+    """Where its weights are; the CPU for a velocity without any."""
+    weight = next(velocity.parameters(), None) if isinstance(velocity, nn.Module) else None
+    return torch.device("cpu") if weight is None else weight.device
+
+
 class Wrapper(nn.Module):
     """A module around another model: what a call costs, and which label means "none", are that one's."""
 

@@ -67,16 +67,18 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, default=25, help="steps of a fixed-step method")
     sample.add_argument("--guidance", type=float, default=1.0)
     sample.add_argument("--seed", type=int, default=0)
+    _add_device(sample)
     _add_many(sample)
     sample.set_defaults(run=_sample)
 
     score = commands.add_parser("score", help="class accuracy and Frechet distance of digits, as JSON")
     score.add_argument("checkpoint", help="folder of a run or checkpoint, or the name of shipped weights (mnist)")
-    score.add_argument("--n", type=int, default=10_000, help="samples, equally many of each class")
+    score.add_argument("--n", type=int, default=10_000, help="samples, with labels as frequent as in the data")
     score.add_argument("--method", default="midpoint")
     score.add_argument("--steps", type=int, default=12)
     score.add_argument("--guidance", type=float, default=1.0)
     score.add_argument("--seed", type=int, default=0)
+    _add_device(score)
     score.set_defaults(run=_score)
 
     pairs = commands.add_parser("pairs", help="noise and what a checkpoint makes of it, for Reflow; goes on if stopped")
@@ -88,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--tolerance", type=float, default=1e-5, help="rtol and atol of an adaptive method")
     pairs.add_argument("--guidance", type=float, default=1.0)
     pairs.add_argument("--seed", type=int, default=0)
+    _add_device(pairs)
     _add_many(pairs)
     pairs.set_defaults(run=_pairs)
 
@@ -122,8 +125,11 @@ def _add_many(command: argparse.ArgumentParser) -> None:
     command.add_argument("--compile", action="store_true", help="torch.compile the network, in folders")
     command.add_argument("--batch-size", type=int, default=250, help="solved at once, in folders")
     command.add_argument("--shard-size", type=int, default=1000, help="rows of a shard of a folder")
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--device", choices=("cpu", "auto"), default="cpu", help="for folders; auto: the accelerator if there is one"
+        "--device", choices=("cpu", "auto"), default="cpu", help="auto: the accelerator if there is one"
     )
 
 
@@ -181,6 +187,7 @@ def _sample(options: argparse.Namespace) -> int:
     if options.labels == []:
         raise ValueError("--labels: expected at least one label after it, for example --labels 7 1; got none")
     velocity, network = _load_images(options.checkpoint)
+    velocity, device = _place(velocity, options.device)
     classes = getattr(network, "num_classes", None)
     generator = torch.Generator().manual_seed(options.seed)
     y = None
@@ -198,8 +205,8 @@ def _sample(options: argparse.Namespace) -> int:
             raise ValueError("--guidance: this model was trained without labels")
         field = guided(velocity, options.guidance, classes)
     x0 = torch.randn(count, network.channels, network.size, network.size, generator=generator)
-    images, nfe = _draw(field, x0, y, options, generator)
-    grid = make_grid(images.clamp(-1, 1), nrow=options.n, normalize=True, value_range=(-1, 1))
+    images, nfe = _draw(field, x0.to(device), None if y is None else y.to(device), options, generator)
+    grid = make_grid(images.cpu().clamp(-1, 1), nrow=options.n, normalize=True, value_range=(-1, 1))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_image(grid, options.out)
     print(f"{count} samples, {nfe} evaluations each, in {options.out}")
@@ -243,8 +250,8 @@ def _score(options: argparse.Namespace) -> int:
     steps = options.steps if options.method in solvers.FIXED else None
     counts = json.loads(models.pretrained.asset("mnist_floor.json").read_text())["class_counts_train"]
     result = scores.score_velocity(
-        velocity, judge, reference, n=options.n, guidance=options.guidance, method=options.method,
-        steps=steps, seed=options.seed, class_counts=counts,
+        _place(velocity, options.device)[0], judge, reference, n=options.n, guidance=options.guidance,
+        method=options.method, steps=steps, seed=options.seed, class_counts=counts,
     )  # fmt: skip
     print(json.dumps(dataclasses.asdict(result), indent=2))
     return 0
@@ -284,17 +291,12 @@ def _pairs(options: argparse.Namespace) -> int:
 
 def _source_of_many(options: argparse.Namespace) -> tuple[Any, tuple[int, ...], Any]:
     """The velocity on its device, in its precision and guided; the shape of its noise; labels as in its data."""
-    import torch
 
     from flowbook import _validate, models, scores
     from flowbook.flow_matching import guided
 
     _validate.positive_int("--n", options.n)
-    velocity = _load(options.checkpoint)
-    if options.device == "auto" and torch.accelerator.is_available():
-        if "LOCAL_RANK" in os.environ:  # one accelerator for each of torchrun's processes
-            torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
-        velocity = velocity.to(torch.accelerator.current_accelerator())
+    velocity, _ = _place(_load(options.checkpoint), options.device)
     network = getattr(velocity, "network", velocity)
     if hasattr(network, "dim"):
         shape: tuple[int, ...] = (network.dim,)
@@ -313,6 +315,19 @@ def _source_of_many(options: argparse.Namespace) -> tuple[Any, tuple[int, ...], 
     if options.compile:
         velocity = models.Compiled(velocity, options.batch_size)
     return velocity, shape, y
+
+
+def _place(velocity: Any, device: str) -> tuple[Any, Any]:
+    """The velocity on the device that was asked for, and the device."""
+    import torch
+
+    from flowbook._model import device_of
+
+    if device == "auto" and torch.accelerator.is_available():
+        if "LOCAL_RANK" in os.environ:  # one accelerator for each of torchrun's processes
+            torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+        velocity = velocity.to(torch.accelerator.current_accelerator())
+    return velocity, device_of(velocity)
 
 
 def _class_counts(checkpoint: str, classes: int) -> list[int]:
@@ -376,7 +391,3 @@ def _recipes(options: argparse.Namespace) -> int:
 
     print("\n".join(recipes.names()))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

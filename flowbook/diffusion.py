@@ -215,7 +215,8 @@ def _predicted_data(
 
 
 def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
 
 
 def _check_sampling(x: Tensor, y: Tensor | None, clip: float | None) -> None:

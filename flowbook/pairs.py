@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowbook import _validate, keyed
 from flowbook._digest import digest
-from flowbook._model import Velocity, null_label_of
+from flowbook._model import Velocity, device_of, null_label_of
 from flowbook._pair_files import PairFolder
 from flowbook._progress import tqdm
 from flowbook._shards import Shards
@@ -178,7 +178,7 @@ class Teacher:
 
     def pairs(self, first: int, n: int) -> tuple[Tensor, Tensor, Tensor | None, int]:
         """x0, x1, labels and model calls of pairs ``first`` to ``first + n - 1``, on the CPU."""
-        device = _device(self.velocity)
+        device = device_of(self.velocity)
         x0 = keyed_noise(self.source, self.seed, first, n)
         y = None if self.y is None else self.y[first : first + n]
         solution = sample(self.velocity, x0.to(device), y=None if y is None else y.to(device), **self.solver)
@@ -219,11 +219,6 @@ def _word_for(velocity: Velocity, name: str | None) -> str:
         raise ValueError(
             f"name: expected a word that says what the velocity is, for the folder to be known by: {error}; got None"
         ) from error
-
-
-def _device(velocity: Velocity) -> torch.device:
-    weight = next(velocity.parameters(), None) if isinstance(velocity, nn.Module) else None
-    return torch.device("cpu") if weight is None else weight.device
 
 
 def _progress_bar(progress: bool | None, rank: int, folder: PairFolder, mine: range, missing: list[int]) -> Any:
@@ -300,7 +295,7 @@ class OnlinePairs:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """A batch (x0, x1, y), on the teacher's device."""
-        device = _device(self.velocity)
+        device = device_of(self.velocity)
         x0 = _source(self.source).sample(n, generator=generator).to(device)
         y = None
         if self.y is not None:

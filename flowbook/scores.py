@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowbook import _validate, keyed, metrics
-from flowbook._model import Velocity
+from flowbook._model import Velocity, device_of
 from flowbook.cnf import log_prob
 from flowbook.dequantization import bits_per_dim, dequantize
 from flowbook.flow_matching import guided
@@ -85,7 +85,8 @@ def score_velocity(
     """Draw n images and score them.
 
     Args:
-        velocity: a class-conditional velocity on images; its null label is ``judge.num_classes``.
+        velocity: a class-conditional velocity on images, called on its own device; its null label is
+            ``judge.num_classes``.
         judge, reference: as in :func:`score_images`.
         guidance: scale of classifier-free guidance; 1 is none.
         method, steps: the solver.
@@ -98,11 +99,11 @@ def score_velocity(
     generator = torch.Generator().manual_seed(seed)
     field = velocity if guidance == 1.0 else guided(velocity, guidance, judge.num_classes)
     labels = labels_like([1] * judge.num_classes if class_counts is None else class_counts, n)
-    images, nfe = [], 0
+    images, nfe, device = [], 0, device_of(velocity)
     for part in labels.split(batch_size):
         x0 = torch.randn(len(part), judge.channels, judge.size, judge.size, generator=generator)
-        solution = sample(field, x0, y=part, method=method, steps=steps)
-        images.append(solution.x)
+        solution = sample(field, x0.to(device), y=part.to(device), method=method, steps=steps)
+        images.append(solution.x.cpu())
         nfe = solution.nfe
     accuracy, frechet = score_images(torch.cat(images), labels, judge, reference)
     return Scores(accuracy, frechet, n, nfe, guidance, method, steps, seed)

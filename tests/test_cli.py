@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 import yaml
 from helpers import randomised
 from PIL import Image
+from torchvision.utils import save_image
 
-from flowbook import cli, solvers
+from flowbook import cli, models, solvers
 from flowbook.couplings import OptimalTransport
 from flowbook.diffusion import NoiseSchedule, ProbabilityFlow
 from flowbook.flow_matching import FlowMatching
@@ -492,3 +494,35 @@ def test_a_misspelt_command_shows_the_usage(arguments: list[str], capsys: pytest
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2 and "usage: flowbook" in capsys.readouterr().err
+
+
+SMALLER = {"cifar10_unet": ["model.width=32"], "cifar10_dit": ["model.width=48", "model.depth=2"]}
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_the_large_recipes_cost_what_they_say_and_train_on_a_folder_of_64_x_64_as_they_say(
+    tmp_path: Path, name: str
+) -> None:
+    recipe = recipes.read(name)
+    said = (Path(recipes.__file__).parents[1] / "recipes" / f"{name}.yaml").read_text().split("\n\n")[0]
+    said = " ".join(said.replace("#", " ").split())
+    million, giga = (float(re.search(rf"([\d.]+) {unit}", said)[1]) for unit in ("million weights", "GFLOP"))  # type: ignore[index]
+    with torch.device("meta"):
+        cost = models.cost(recipes.build_model(recipe), torch.zeros(1, 3, 32, 32, device="meta"))
+    assert cost.weights / 1e6 == pytest.approx(million, abs=0.05) and cost.flops / 1e9 == pytest.approx(giga, abs=0.05)
+
+    for label in ("cats", "dogs"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for n in range(2):
+            save_image(torch.rand(3, 70, 90), tmp_path / "images" / label / f"{n}.png")
+    sizes = [word for word in said.replace("FOLDER", str(tmp_path / "images")).split() if "=" in word]
+    assert "model.size=64" in sizes and "data.size=64" in sizes
+    small = ["train.steps=1", "train.batch_size=2", "train.precision=fp32", "train.compile=false", "train.device=cpu"]
+    changes = [size.rstrip(".").replace("=K", "=2") for size in sizes] + SMALLER[name] + small
+    run = ["train", name, *changes, "train.warmup_steps=0", "--out", str(tmp_path / "run")]
+    assert cli.main(run) == 0
+    assert (
+        cli.main(["sample", str(tmp_path / "run"), "--n", "1", "--steps", "1", "--out", str(tmp_path / "a.png")]) == 0
+    )
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (68, 134)  # two labels, one below the other, two pixels between

@@ -128,7 +128,7 @@ def started(folder: Path, rank: int = 0, processes: int = 1, port: int = 0) -> s
     if processes > 1:
         environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    command = [sys.executable, "-m", "flowbook.cli", "train", str(folder / "plane.yaml"), "--out", str(folder / "run")]
+    command = [sys.executable, "-m", "flowbook", "train", str(folder / "plane.yaml"), "--out", str(folder / "run")]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

@@ -100,7 +100,7 @@ def test_the_command_draws_into_a_folder_and_two_processes_share_it(tmp_path: Pa
     assert (one.bytes(torch.arange(8)).int() - to_bytes(drawn).int()).abs().max() <= 1
     running = []
     for rank in range(2):
-        command = [sys.executable, "-m", "flowbook.cli", "sample", "digits", "--out", str(tmp_path / "two"), *few]
+        command = [sys.executable, "-m", "flowbook", "sample", "digits", "--out", str(tmp_path / "two"), *few]
         environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2"}
         running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     wait_for(running)

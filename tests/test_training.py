@@ -725,3 +725,8 @@ def test_a_moved_checkpoint_still_loads(run_folder: Path, tmp_path: Path) -> Non
     shutil.copytree(checkpoints.locate(run_folder), tmp_path / "elsewhere")
     assert_equal(load(tmp_path / "elsewhere"), load(run_folder))
     assert torch.equal(load(run_folder)(normal(2, 2).float(), 0.5), load(str(run_folder))(normal(2, 2).float(), 0.5))
+
+
+def test_without_gradients_nothing_is_trained_and_the_error_says_why() -> None:
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"fit: gradients are off here"):
+        fit(MLP(2, hidden=8), FlowMatching(), data.moons(), TrainConfig(steps=1))

@@ -99,6 +99,8 @@ def check(
 ) -> None:
     if not isinstance(velocity, nn.Module):
         raise TypeError(f"velocity: expected a torch.nn.Module to train; got {type(velocity).__name__}")
+    if not torch.is_grad_enabled():
+        raise RuntimeError("fit: gradients are off here; call it outside torch.no_grad() and torch.inference_mode()")
     if not any(parameter.requires_grad for parameter in velocity.parameters()):
         raise ValueError(
             "velocity: expected weights that can be trained; none of this one's require gradients, as in the averaged "
