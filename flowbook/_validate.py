@@ -107,7 +107,10 @@ def time(name: str, t: Any, batch: int | None = None, *, values: bool = True) ->
             raise ValueError(f"{name}: expected a scalar or one time per sample, shape {wanted}; got {tuple(t.shape)}")
         if not values or not values_are_readable(t) or t.numel() == 0:
             return
-        low, high = (float(v) for v in t.detach().aminmax())
+        if t.dim() == 0:
+            low = high = float(t)
+        else:
+            low, high = (float(v) for v in t.detach().aminmax())
     elif is_number(t):
         low = high = float(t)
     else:

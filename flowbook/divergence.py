@@ -158,13 +158,17 @@ def jacobian_terms(
         >>> traces, norms
         (tensor([[6.]]), tensor([[18.]]))
     """
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+    compiling = torch.compiler.is_compiling()
+    if not compiling and torch.is_inference_mode_enabled():
         raise RuntimeError("divergence: torch.inference_mode() allows no derivatives; use torch.no_grad() instead")
     batch, dim = len(x), x.shape[1:].numel()
     traces = norms = x.new_zeros(1 if noise is None else len(noise), batch)
     found = False
-    # The fused attention kernels have no forward-mode and no second derivatives; plain matrix products do.
-    with torch.set_grad_enabled(create_graph or mode == "reverse"), sdpa_kernel(SDPBackend.MATH):
+    # The fused attention kernels have one backward pass and nothing else: no forward mode, no second derivatives, no
+    # passes in batches. Plain matrix products have them all.
+    once = noise is not None and len(noise) == 1 and mode == "reverse" and not create_graph and not compiling
+    attention = contextlib.nullcontext() if once else sdpa_kernel(SDPBackend.MATH)
+    with torch.set_grad_enabled(create_graph or mode == "reverse"), attention:
         multiply = (_backward if mode == "reverse" else _forward)(velocity, x, t, y, create_graph)
         for start, vectors in _basis(x, mode) if noise is None else [(0, noise)]:
             v, products = multiply(vectors, noise is not None or start + len(vectors) == dim)
@@ -176,7 +180,7 @@ def jacobian_terms(
                 diagonal = products[:, :, start : start + len(vectors)].diagonal(dim1=0, dim2=2)
                 traces = traces + diagonal.sum(1)
             else:
-                traces = (products * noise.reshape(products.shape)).sum(2)
+                traces = torch.linalg.vecdot(products, noise.reshape(products.shape))
             if squares:
                 norms = norms + products.square().sum((0, 2) if noise is None else 2)
         if not found:
@@ -198,8 +202,7 @@ def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = No
     _validate.generator(generator)
     if generator is None:
         draws = [keyed.randn_like(like) for _ in range(probes)]
-        normal = draws[0][None] if probes == 1 else torch.stack(draws)
-        return torch.ones_like(normal).copysign_(normal)
+        return torch.copysign(like.new_ones(()), draws[0][None] if probes == 1 else torch.stack(draws))
     bits = torch.randint(2, (probes, *like.shape), generator=generator, device=generator.device)
     return (2 * bits - 1).to(like)
 
