@@ -118,7 +118,7 @@ def choose_steps(
         x1: data, shape (B, ...), B at least 1.
         wanted: the largest mean absolute error of a sample, in units of the data.
         y: labels, shape (B,).
-        method: a fixed-step method, "euler", "midpoint", "heun" or "rk4".
+        method: a fixed-step method, "euler", "midpoint", "heun", "rk4" or "ab3".
         first: the number of steps to begin with.
         limit: the largest number of steps to try.
 

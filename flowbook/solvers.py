@@ -40,6 +40,8 @@ class Solution:
 # Fixed steps ----------------------------------------------------------------------------------------------------------
 # A method is two functions: the stages k of a step, and the weights with which they move the state by the fraction
 # theta of the step. At theta = 1 the weights are the method's own; in between they interpolate without a further call.
+# A method with a memory also uses the first stages of earlier steps, newest first; its weights are told where these
+# steps began, in fractions of this one, and it begins with a step of midpoint.
 
 
 def _euler(f: Field, x: Tensor, t: Tensor, half: Tensor, end: Tensor, h: float) -> Stages:
@@ -70,11 +72,22 @@ def _rk4_weights(theta: float) -> tuple[float, ...]:
     return theta - 1.5 * square + 2 * cube / 3, middle, middle, -0.5 * square + 2 * cube / 3
 
 
+def _adams_weights(theta: float, a: float, b: float | None = None) -> tuple[float, ...]:
+    # Adams and Bashforth's method for steps of any lengths (Hairer, Norsett, Wanner 1993, section III.5): the integral
+    # from 0 to theta of the polynomial through the slopes at 0, a and, from the third step on, b.
+    square, cube = theta**2 / 2, theta**3 / 3
+    if b is None:
+        return theta - square / a, square / a
+    first = theta + (cube - (a + b) * square) / (a * b)
+    return first, (cube - b * square) / (a * (a - b)), (cube - a * square) / (b * (b - a))
+
+
 @dataclass(frozen=True)
 class FixedStep:
     stages: Callable[..., Stages]
-    weights: Callable[[float], tuple[float, ...]]
+    weights: Callable[..., tuple[float, ...]]
     calls: int
+    memory: int = 0
 
 
 FIXED = {
@@ -82,6 +95,7 @@ FIXED = {
     "midpoint": FixedStep(_midpoint, lambda theta: (theta - theta**2, theta**2), 2),
     "heun": FixedStep(_heun, lambda theta: (theta - theta**2 / 2, theta**2 / 2), 2),
     "rk4": FixedStep(_rk4, _rk4_weights, 4),
+    "ab3": FixedStep(_euler, _adams_weights, 1, memory=2),
 }
 METHODS = ADAPTIVE[:1] + tuple(FIXED) + ADAPTIVE[1:]
 
@@ -110,8 +124,9 @@ def solve(
         t0, t1: times in [0, 1]; 0 is noise and 1 is data.
         y: labels, shape (B,), passed on to the velocity.
         method: "dopri5" or another adaptive method of torchdiffeq's ("dopri8", "bosh3", "fehlberg2",
-            "adaptive_heun"), with ``rtol`` and ``atol``; or "euler", "midpoint", "heun", "rk4", with ``steps`` or
-            ``grid``.
+            "adaptive_heun"), with ``rtol`` and ``atol``; or "euler", "midpoint", "heun", "rk4", "ab3", with ``steps``
+            or ``grid``. "ab3" is Adams and Bashforth's of third order: it draws a parabola through the last three
+            slopes, so that a step costs one call (and the whole one more, to start).
         steps: the number of equal steps of a fixed-step method.
         grid: in their place, the times at which steps begin and end, from t0 to t1 in order. Velocities of data with
             fine detail change fastest near t = 1: ``1 - (1 - torch.linspace(0, 1, n + 1)) ** 1.5`` makes the steps
@@ -121,8 +136,9 @@ def solve(
             float32 nothing below about 1e-6 can be reached.
         save_at: times from t0 to t1, in order, at which the state is kept. They change neither the steps nor x: between
             two steps the state is interpolated, by a method's continuous extension (euler to first order, heun and
-            midpoint to second, rk4 to third) or by torchdiffeq's quartic, which follows dopri5 to some 30 times its
-            tolerance but dopri8, bosh3 and fehlberg2 only to about 1e-4: solve to each time in turn where that matters.
+            midpoint to second, rk4 and ab3 to third) or by torchdiffeq's quartic, which follows dopri5 to some 30 times
+            its tolerance but dopri8, bosh3 and fehlberg2 only to about 1e-4: solve to each time in turn where that
+            matters.
         differentiable: keep the graph, for gradients through the solver.
 
     Returns:
@@ -183,15 +199,20 @@ def _solve_fixed(
     halves = [time for a, b in itertools.pairwise(ends) for time in (a, 0.5 * (a + b))] + ends[-1:]
     grid = torch.tensor(halves, dtype=x.dtype, device=x.device)
 
-    states, due = [x], 1  # times[0] is t0
+    states, due, evaluations = [x], 1, 0  # times[0] is t0
+    past: list[tuple[float, Tensor]] = []  # where earlier steps began and their slopes there, newest first
     for n, (start, end) in enumerate(itertools.pairwise(ends)):
         h = end - start
-        k = method.stages(f, x, grid[2 * n], grid[2 * n + 1], grid[2 * n + 2], h)
+        step = FIXED["midpoint"] if method.memory and not past else method
+        k = step.stages(f, x, grid[2 * n], grid[2 * n + 1], grid[2 * n + 2], h)
+        slopes, begun = (*k, *(slope for _, slope in past)), [(time - start) / h for time, _ in past]
         while due < len(times) - 1 and (times[due] - end) * h <= 0:
-            states.append(_advance(x, k, method.weights((times[due] - start) / h), h))
+            states.append(_advance(x, slopes, step.weights((times[due] - start) / h, *begun), h))
             due += 1
-        x = _advance(x, k, method.weights(1.0), h)
-    return [*states, x], method.calls * (len(ends) - 1)
+        x = _advance(x, slopes, step.weights(1.0, *begun), h)
+        evaluations += step.calls
+        past = [(start, k[0]), *past][: method.memory]
+    return [*states, x], evaluations
 
 
 def _ends(steps: int | None, grid: Sequence[float] | Tensor | None, t0: float, t1: float) -> list[float]:

@@ -97,7 +97,7 @@ def test_law_1_a_constant_velocity_moves_by_minus_c_and_back_by_plus_c(method: s
 @shapes
 def test_law_2_the_way_back_returns_within_the_tolerance_and_stays_inside(method: str, shape: tuple[int, ...]) -> None:
     x1, field = normal(*shape), Recorder(smooth)
-    steps = {"euler": 4000, "midpoint": 400, "heun": 400, "rk4": 100}.get(method, 0)
+    steps = {"euler": 4000, "midpoint": 400, "heun": 400, "rk4": 100, "ab3": 400}.get(method, 0)
     trip = round_trip(field, x1, **options(method, steps, 1e-6))
     assert float(trip.error.max()) < (5e-3 if method == "euler" else 2e-5)
     torch.testing.assert_close(trip.error, (trip.reconstruction - x1).abs().flatten(1).mean(1))
@@ -119,7 +119,8 @@ def test_law_2_the_latent_of_a_gaussian_is_its_standardised_data(path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("method", "latent_order", "trip_order"), [("euler", 1, 1), ("midpoint", 2, 3), ("heun", 2, 3), ("rk4", 4, 5)]
+    ("method", "latent_order", "trip_order"),
+    [("euler", 1, 1), ("midpoint", 2, 3), ("heun", 2, 3), ("rk4", 4, 5), ("ab3", 3, 3)],
 )
 def test_law_2_halving_the_step_divides_the_latent_s_error_and_the_round_trip_s_by_more(
     method: str, latent_order: int, trip_order: int
