@@ -9,13 +9,15 @@ Training, class-conditional 32 x 32 colour images of random numbers already on t
   fused AdamW and averaged weights; in TF32 and in bf16, eager and compiled, with the share that it reaches of the rate
   of a large matrix product, measured in the same run;
 - torchcfm, where it is installed: its U-Net with the settings of its CIFAR-10 script (128 channels, multipliers 1, 2,
-  2, 2, two blocks, attention at 16 x 16, 35.7 million weights), float32, Adam at 2e-4, clipping, averaged weights
-  after every step; eager as in that script, and compiled in bf16 as its user could.
+  2, 2, two blocks, attention at 16 x 16, 35.7 million weights), Adam at 2e-4, clipping, averaged weights after every
+  step; eager in float32 as in that script (whose convolutions PyTorch computes in TF32, so compare it with "tf32
+  eager"), and compiled in bf16 as its user could.
 
 Sampling: 256 images with 25 midpoint steps in bf16: the network as it is, and ``flowbook.models.Compiled``, whose graph
-is recorded once and replayed; also of 200 images, which it pads.
+is recorded once and replayed; also of 192 images, which it pads.
 
-Images a second; of training the median over steps, of sampling over rounds.
+Images a second, of sampling the median over rounds. Of training, the GPU is waited for at the beginning and the end of
+a run of steps, as it is in a real one, and not after each.
 """
 
 from __future__ import annotations
@@ -97,14 +99,15 @@ class TorchCFM:
 def torchcfm_training(steps: int, device: torch.device, small: bool) -> dict[str, dict[str, Any]]:
     found = {}
     for name, half, compiled in (("fp32 eager", False, False), ("bf16 compiled", True, True)):
-        peer, times = TorchCFM(device, half, compiled, small), []
-        for n in range(-5, steps):
-            started = now(device)
+        peer = TorchCFM(device, half, compiled, small)
+        for _ in range(5):
             peer.step()
-            if n >= 0:
-                times.append(now(device) - started)
+        started = now(device)
+        for _ in range(steps):
+            peer.step()
+        seconds = (now(device) - started) / steps
         found[f"torchcfm, {name}"] = {
-            "images_per_second": len(peer.x1) / statistics.median(times), "batch": len(peer.x1),
+            "images_per_second": len(peer.x1) / seconds, "batch": len(peer.x1),
             "weights": sum(p.numel() for p in peer.network.parameters()),
         }  # fmt: skip
         print(f"torchcfm, {name}: {found[f'torchcfm, {name}']}", flush=True)
@@ -151,19 +154,20 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     changes = SMALL if arguments.rehearse else []
     steps, rounds = (2, 1) if arguments.rehearse else (arguments.steps, arguments.rounds)
-    training = flowbook_training(steps, changes)
-    peers: tuple[str, ...] = ()
-    if importlib.util.find_spec("torchcfm"):
-        training |= torchcfm_training(steps, device, arguments.rehearse)
-        peers = ("torchcfm",)
-    small = arguments.rehearse
-    result = {
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None, "training": training,
-        "sampling_images_per_second": sampling(rounds, device, changes, 8 if small else 256, 2 if small else 25),
-    }  # fmt: skip
+    small, peers = arguments.rehearse, ("torchcfm",) if importlib.util.find_spec("torchcfm") else ()
+    result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
+
+    def keep(name: str, found: dict[str, Any]) -> None:
+        """Each part when it is there: what comes later may fail."""
+        result[name] = result.get(name, {}) | found
+        if not (arguments.dry or small):
+            print(measure.save("gpu", result, peers=peers, note=arguments.note), flush=True)
+
+    keep("training", flowbook_training(steps, changes))
+    keep("sampling_images_per_second", sampling(rounds, device, changes, 8 if small else 256, 2 if small else 25))
+    if peers:
+        keep("training", torchcfm_training(steps, device, small))
     print(result)
-    if not (arguments.dry or arguments.rehearse):
-        print(measure.save("gpu", result, peers=peers, note=arguments.note))
 
 
 if __name__ == "__main__":

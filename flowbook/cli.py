@@ -326,7 +326,7 @@ def _place(velocity: Any, device: str) -> tuple[Any, Any]:
     if device == "auto" and torch.accelerator.is_available():
         if "LOCAL_RANK" in os.environ:  # one accelerator for each of torchrun's processes
             torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
-        velocity = velocity.to(torch.accelerator.current_accelerator())
+        velocity = velocity.to(torch.accelerator.current_accelerator(), memory_format=torch.channels_last)
     return velocity, device_of(velocity)
 
 

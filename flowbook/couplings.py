@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowbook import _validate
 from flowbook._assignment import assign
+from flowbook.batch import to_device
 
 Coupled = tuple[Tensor, Tensor, Tensor | None]
 Coupling = Callable[..., Coupled]
@@ -96,7 +97,7 @@ class OptimalTransport:
             if _validate.values_are_readable(centred) and not bool(torch.isfinite(centred).all()):
                 raise ValueError(f"{name}: expected finite numbers; got NaN or infinite ones")
         if self.method == "exact":
-            return assign(-(a @ b.T)).to(x0.device)
+            return to_device(assign(-(a @ b.T)), x0.device)
         cost = a.square().sum(1)[:, None] + b.square().sum(1)[None, :] - 2 * a @ b.T
         return _round_to_permutation(_sinkhorn_log_plan(cost, self.reg))
 

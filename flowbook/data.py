@@ -325,9 +325,12 @@ def _from_torchvision(name: str, split: str, root: str | Path | None) -> ImageTe
     try:
         stored = build(str(folder), train=split == "train", download=False)
     except RuntimeError:  # torchvision's word for "not there"
+        from filelock import FileLock
+
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stored = build(str(folder), train=split == "train", download=True)
+            with FileLock(folder / f".{name}.lock"):  # the processes of a run ask at once; one of them fetches
+                stored = build(str(folder), train=split == "train", download=True)
         except (RuntimeError, OSError) as error:
             raise RuntimeError(
                 f"{name} is neither in {folder} nor could it be downloaded ({error}). Put the files where "

@@ -142,6 +142,7 @@ def ddpm_sample(
     _validate.one_of("variance", variance, VARIANCES)
     prediction = check_model(model, schedule, prediction)
     _check_sampling(x, y, clip)
+    schedule = schedule.on(x.device)
     with evaluating(model):
         for i in reversed(range(schedule.steps)):
             data = _predicted_data(model, x, i, y, schedule, clip, prediction)
@@ -176,13 +177,13 @@ def ddim_sample(
     prediction = check_model(model, schedule, prediction)
     _check_sampling(x, y, clip)
     visited = ddim_steps(schedule.steps, steps)
-    abar = schedule.alphas_cumprod
+    abar = schedule.alphas_cumprod.tolist()
     with evaluating(model):
         for n, i in enumerate(visited):
             data = _predicted_data(model, x, i, y, schedule, clip, prediction)
             if n == steps - 1:
                 return data
-            now, before = float(abar[i]), float(abar[visited[n + 1]])
+            now, before = abar[i], abar[visited[n + 1]]
             noise = (x - math.sqrt(now) * data) / math.sqrt(1 - now)
             fresh = eta * math.sqrt((1 - before) / (1 - now) * (1 - now / before))
             x = math.sqrt(before) * data + math.sqrt(1 - before - fresh**2) * noise
@@ -259,6 +260,7 @@ def bits_per_dim(
     prediction = check_model(model, schedule, prediction)
     _check_sampling(x1, y, clip)
     grey_levels(x1, levels)  # raises for data without levels
+    schedule = schedule.on(x1.device)
     abar = schedule.alphas_cumprod[-1].to(x1)
     nats = (0.5 * (abar * x1.square() - abar - torch.log1p(-abar))).flatten(1).sum(1)  # the prior's share
     with evaluating(model):

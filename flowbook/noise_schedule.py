@@ -8,6 +8,7 @@ the least noisy one and T - 1 the noisiest (Ho et al. 2020, whose steps are numb
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -51,6 +52,7 @@ class NoiseSchedule:
         if not 0 < low <= high < 1:
             raise ValueError(f"betas: expected variances in (0, 1); got {low:g} to {high:g}")
         object.__setattr__(self, "betas", self.betas.double())
+        object.__setattr__(self, "_copies", {})
         signal = float(self.alphas_cumprod[-1].sqrt())
         if signal > LARGEST_SIGNAL:
             warnings.warn(
@@ -118,6 +120,22 @@ class NoiseSchedule:
     def log_snr(self) -> Tensor:
         """The logarithm of abar / (1 - abar), the signal-to-noise ratio, shape (T,)."""
         return torch.log(self.alphas_cumprod) - torch.log1p(-self.alphas_cumprod)
+
+    def on(self, device: torch.device) -> NoiseSchedule:
+        """The same schedule with its tensors on a device. It is kept: moving them at every use would wait for a GPU.
+
+        Example:
+            >>> schedule = NoiseSchedule.linear(1000)
+            >>> schedule.on(torch.device("cpu")) is schedule
+            True
+        """
+        copies: dict[torch.device, NoiseSchedule] = self._copies  # type: ignore[attr-defined]
+        if device == self.betas.device:
+            return self
+        if device not in copies:
+            copies[device] = moved = copy.copy(self)
+            object.__setattr__(moved, "betas", self.betas.to(device))
+        return copies[device]
 
     def add_noise(self, x1: Tensor, i: Tensor | int, noise: Tensor) -> Tensor:
         """x_i in one jump (Ho et al. 2020, equation 4).
@@ -195,7 +213,7 @@ class NoiseSchedule:
         """
         _validate.float_tensor("x", x, min_dim=1)
         _validate.same_shape("x1", x1, "x", x)
-        of_data, of_state, variance = self.posterior_coefficients()
+        of_data, of_state, variance = self.on(x.device).posterior_coefficients()
         at = self._look_up(i, x)
         return at(of_data) * x1 + at(of_state) * x, at(variance)
 
@@ -213,13 +231,15 @@ class NoiseSchedule:
 
     def amplitudes(self, i: Tensor | int, x: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_i) and sqrt(1 - abar_i), in a shape that multiplies x."""
-        at = self._look_up(i, x)
-        return at(self.alphas_cumprod.sqrt()), at((1 - self.alphas_cumprod).sqrt())
+        at, abar = self._look_up(i, x), self.on(x.device).alphas_cumprod
+        return at(abar.sqrt()), at((1 - abar).sqrt())
 
     def _look_up(self, i: Tensor | int, x: Tensor) -> Callable[[Tensor], Tensor]:
-        index = self.check_step(i, len(x)).to(x.device)
-        shape = () if index.dim() == 0 else (-1, *[1] * (x.dim() - 1))
-        return lambda table: table.to(x.device)[index].to(x.dtype).reshape(shape)
+        index = self.check_step(i, len(x))
+        if index.dim() == 0:
+            return lambda table: table[index].to(x.dtype)
+        index = index.to(x.device)
+        return lambda table: table[index].to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
 
     def check_step(self, i: Tensor | int, batch: int) -> Tensor:
         """``i`` as a tensor, () or (batch,); negative steps are refused, which as an index would mean the last."""
@@ -258,7 +278,8 @@ class SchedulePath(Path):
 
         self.schedule = schedule
         cubics = PchipInterpolator(range(schedule.steps), schedule.log_snr.flip(0).numpy()).c  # in the order of t
-        self._cubics = torch.as_tensor(cubics.copy())  # (4, T - 1), the highest power first
+        cubics = torch.as_tensor(cubics.copy())  # (4, T - 1), the highest power first
+        self._cubics = {cubics.device: cubics}
 
     def __repr__(self) -> str:
         return f"SchedulePath(steps={self.schedule.steps})"
@@ -282,7 +303,9 @@ class SchedulePath(Path):
         t = _tensor(t)
         place = t * (self.schedule.steps - 1)
         left = place.floor().clamp(0, self.schedule.steps - 2).long()
-        return self._cubics.to(t.device)[:, left].to(t.dtype), place - left
+        if t.device not in self._cubics:  # once, or every evaluation would wait for a GPU
+            self._cubics[t.device] = self._cubics[self.schedule.betas.device].to(t.device)
+        return self._cubics[t.device][:, left].to(t.dtype), place - left
 
     def alpha(self, t: Tensor | float) -> Tensor:
         return torch.sigmoid(self.log_snr(t)).sqrt()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from flowbook import _validate, keyed
-from flowbook.batch import Batch, unpack
+from flowbook.batch import Batch, to_device, unpack
 
 
 @runtime_checkable
@@ -143,13 +143,6 @@ def _from_distribution(
     for step in steps:
         generator.manual_seed(keyed.mix(seed, step))
         yield map_batch(lambda x: to_device(x[share], device), data.sample(batch_size, generator=generator))
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Without waiting for the GPU: a copy from ordinary memory would stop the loop until all earlier work is done."""
-    if device.type == "cuda" and x.device.type == "cpu":
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
 
 
 class _BatchIndices:

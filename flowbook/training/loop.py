@@ -36,6 +36,8 @@ from flowbook.training.log import RunLog
 from flowbook.training.precision import autocast, float32_products, resolve_precision
 from flowbook.training.preemption import Listener, Preempted
 
+AGREE = 10
+"""After so many steps several processes tell each other whether one was asked to stop."""
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -82,7 +84,7 @@ def fit(
         coupling: if given, noise is drawn for each batch and coupled with it, one batch ahead in a background thread;
             the loss then gets (x0, x1, y).
         out: a folder for checkpoints, log and previews; None keeps everything in memory. With a folder, SIGTERM stops
-            the run after the step it is in (of several processes, at the next line of the log), with a checkpoint.
+            the run after the step it is in (of several processes, within ten steps), with a checkpoint.
         resume: continue from the newest checkpoint in ``out``, bit for bit; False refuses a folder that has one.
         stop_after: stop, with a checkpoint, when this step of the run is reached.
         preview: ``preview(velocity) -> images``, saved as a grid every ``config.preview_every`` steps.
@@ -168,11 +170,13 @@ def fit(
     def save(step: int) -> Path | None:
         if not (sharded or accelerator.is_main_process):  # whoever keeps a share must hand it in
             return None
+        main = accelerator.is_main_process
         tensors = {
-            "weights": sharding.whole(live.state_dict()), "average": sharding.whole(average.model.state_dict()),
-            "optimizer": sharding.whole(checkpoints.optimizer_tensors(optimizer)),
-        }  # fmt: skip
-        if not accelerator.is_main_process:
+            "weights": sharding.whole(live.state_dict(), main),
+            "average": sharding.whole(average.model.state_dict(), main),
+            "optimizer": sharding.whole(checkpoints.optimizer_tensors(optimizer), main),
+        }
+        if not main:
             return None
         stored = checkpoints.Checkpoint(
             step=step, config=config.as_dict(), model=models.describe(model), recipe=recipe, ingredients=ingredients,
@@ -232,7 +236,7 @@ def fit(
             due = _due(config.checkpoint_every, done) or last
             show = _due(config.preview_every, done) and preview is not None
             pause = done % config.log_every == 0 or due or show  # the processes wait for each other
-            stop = listener.asked if processes == 1 else pause and listener.agreed(accelerator)
+            stop = listener.asked if processes == 1 else (pause or done % AGREE == 0) and listener.agreed(accelerator)
             due = due or stop
             if pause or stop:
                 recent = losses[checked - first_step : done - first_step]
@@ -294,13 +298,14 @@ def _accelerator(config: TrainConfig) -> Any:
     """accelerate's view of devices and processes. Precision and compilation stay with the loop."""
     with warnings.catch_warnings():  # accelerate imports tqdm's widget, which a notebook without ipywidgets warns of
         warnings.filterwarnings("ignore", message="IProgress not found")
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
 
     # One interpreter may train twice, on the CPU and on a GPU; accelerate keeps its first answer unless told.
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=config.device == "cpu", mixed_precision="no")
+    one_copy = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # of the gradients, not two
+    return Accelerator(cpu=config.device == "cpu", mixed_precision="no", kwargs_handlers=[one_copy])
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:

@@ -185,7 +185,8 @@ def announce(recipe: Recipe) -> str:
     else:
         total, name = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "the CPU"
     precision = resolve_precision(config.precision, device)
-    need = cost.memory(config.batch_size // config.accumulate, precision)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    need = cost.memory(-(-config.batch_size // (config.accumulate * processes)), precision)
     return (
         f"{type(model).__name__}: {cost}; {steps}\n"
         f"memory: {need / 1e9:.2g} GB or more for a step; at most {cost.fits(total, precision):,} samples fit into the "

@@ -41,9 +41,17 @@ def is_shared(tensor: Any) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def whole(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """Gather the shared ones of some tensors. All processes must call it, in the same order."""
-    return {name: t.detach().full_tensor() if is_shared(t) else t.detach() for name, t in tensors.items()}
+def whole(tensors: dict[str, Any], keep: bool = True) -> dict[str, Tensor]:
+    """Gather the shared ones of some tensors, one after the other, in the CPU's memory: a GPU may not hold them all.
+
+    All processes must call it, in the same order; those that do not ``keep`` them get nothing.
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        one = tensor.detach().full_tensor().cpu() if is_shared(tensor) else tensor.detach()
+        if keep:
+            gathered[name] = one
+    return gathered
 
 
 def local(tensor: Any) -> Tensor:

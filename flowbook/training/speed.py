@@ -35,7 +35,7 @@ class Bench:
     parts: dict[str, float]
     """Seconds of each part of a step, medians, with the device waited for after each."""
     step: float
-    """Seconds of a whole step, the median, waiting for the device once."""
+    """Seconds of a whole step, the median of five rows of steps, with the device waited for after each row."""
     matrix_rate: float
     """Operations a second of one large matrix product in the same precision, measured in the same run."""
     memory: int
@@ -92,22 +92,25 @@ def bench(recipe: recipes.Recipe, steps: int = 10, warmup: int = 3) -> Bench:
     x1 = torch.randn(config.batch_size, *shape, device=device)
     y = None if model.null_label is None else torch.randint(model.null_label, (len(x1),), device=device)  # type: ignore[call-overload]
     trained = torch.compile(model) if config.compile else model
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     step = _Step(trained, model, recipes.build_loss(recipe), (x1, y), config, precision, device)
 
     parts: dict[str, list[float]] = {name: [] for name in PARTS}
     with float32_products(precision, device):
         for _ in range(warmup):
             step()
-        whole = [step() for _ in range(steps)]
+        whole = statistics.median(step.average_of(max(1, steps // 5)) for _ in range(5))
         for _ in range(steps):
             step(lambda name, seconds: parts[name].append(seconds))
+        memory = _memory(device)
         rate = matrix_rate(device, precision)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return Bench(
         f"{name}; torch {torch.__version__}; {precision}{', compiled' if config.compile else ''}",
         models.cost(model, x1[:1].cpu()), config.batch_size,
-        {name: statistics.median(times) for name, times in parts.items()}, statistics.median(whole),
-        rate, _memory(device),
+        {name: statistics.median(times) for name, times in parts.items()}, whole,
+        rate, memory,
     )  # fmt: skip
 
 
@@ -128,9 +131,16 @@ class _Step:
         self.average = AveragedWeights(self.model, self.config.average_half_life, self.config.average_ramp)
         self.parameters, self.seen = list(self.model.parameters()), 0
 
-    def __call__(self, note: Callable[[str, float], None] | None = None) -> float:
-        """Seconds; with ``note``, called after each part, the device is waited for each time."""
-        started = last = self._now()
+    def average_of(self, steps: int) -> float:
+        """Seconds of a step when the device is not waited for between them, as in a run."""
+        started = self.now()
+        for _ in range(steps):
+            self()
+        return (self.now() - started) / steps
+
+    def __call__(self, note: Callable[[str, float], None] | None = None) -> None:
+        """With ``note``, called with the seconds of each part, the device is waited for after each."""
+        last = 0.0 if note is None else self.now()
         for parameter in self.parameters:
             parameter.grad = None
         with autocast(self.precision, self.device), keyed.keyed(0, self.seen, 0):
@@ -146,12 +156,11 @@ class _Step:
                 self.seen += self.config.batch_size
                 self.average.update(self.config.batch_size, self.seen)
             if note is not None:
-                now = self._now()
+                now = self.now()
                 note(name, now - last)
                 last = now
-        return self._now() - started
 
-    def _now(self) -> float:
+    def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
