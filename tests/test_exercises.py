@@ -95,6 +95,8 @@ def inverse_pairing(x0, x1, y):  # type: ignore[no-untyped-def]
     return paired
 
 
+POWERS = torch.arange(3)
+MOMENTS = 1 / (POWERS + 1.0).double()
 BETAS = torch.linspace(1e-4, 0.02, 50)
 
 
@@ -240,6 +242,12 @@ MISTAKES = [
             lambda v, x, t, y, s, null: v(x, t, y) + s * (v(x, t, y) - v(x, t, torch.full_like(y, null)))
         ),
         "the paper's w",
+    ),
+    (lambda: checks.adams_weights(lambda places: torch.tensor([23.0, -16.0, 5.0]).double() / 12), "of equal steps"),
+    (lambda: checks.adams_weights(lambda s: torch.linalg.solve(s[:, None] ** POWERS, MOMENTS)), "transposed"),
+    (
+        lambda: checks.adams_weights(lambda s: torch.linalg.solve(s ** POWERS[:, None], (-1) ** POWERS * MOMENTS)),
+        "over the step before",
     ),
     (lambda: checks.rectified_cost(3.5), "independent pairs"),
     (lambda: checks.rectified_cost(2.25), "the squared distance of the means"),

@@ -21,6 +21,7 @@ from flowbook.checks.diffusion import (
     renoised_std,
 )
 from flowbook.checks.flow_matching import (
+    adams_weights,
     guidance,
     heun_solver,
     loss_floor,
@@ -47,7 +48,7 @@ from flowbook.checks.reflow import (
 )
 
 __all__ = [
-    "amplitude_left", "bits", "break_even", "ddim", "density_at_the_origin", "distillation_times",
+    "adams_weights", "amplitude_left", "bits", "break_even", "ddim", "density_at_the_origin", "distillation_times",
     "error_of_the_ode", "exact_divergence", "guidance", "half_the_sum", "heun_solver", "hutchinson_estimate",
     "hutchinson_variance", "latent_of_a_gaussian", "layer_distance", "likelier_than_samples", "loss_floor",
     "midpoint_inversion", "midpoint_log_prob", "noise_floor", "noise_from_velocity", "one_euler_step",

@@ -200,3 +200,25 @@ def guidance(function: Callable[..., Tensor]) -> str:
         "v",
     )  # fmt: skip
     return "right: scale 0 ignores the label, 1 is the conditional velocity, above 1 exaggerates it"
+
+
+def adams_weights(function: Callable[[Tensor], Tensor]) -> str:
+    """Exercise 3.7: ``function(places) -> weights`` of three known slopes, for the area from 0 to 1 ahead of them.
+
+    Example:
+        >>> moments = 1 / torch.arange(1, 4, dtype=torch.float64)
+        >>> adams_weights(lambda places: torch.linalg.solve(places ** torch.arange(3)[:, None], moments))
+        'right: exact for every parabola, whatever the lengths of the steps'
+    """
+    places, order = torch.tensor([0.0, -2.0, -3.0], dtype=torch.float64), torch.arange(3)
+    powers, ahead = places ** order[:, None], 1 / (order + 1.0).double()
+    diagnose(
+        function(places), torch.linalg.solve(powers, ahead),
+        {
+            "these are the weights of equal steps; use the places": torch.tensor([23.0, -16.0, 5.0]).double() / 12,
+            "transposed: each row of the system is one power at all places": torch.linalg.solve(powers.T, ahead),
+            "the area over the step before; integrate from 0 to 1": torch.linalg.solve(powers, (-1) ** order * ahead),
+        },
+        "weights",
+    )  # fmt: skip
+    return "right: exact for every parabola, whatever the lengths of the steps"
