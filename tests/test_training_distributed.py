@@ -55,7 +55,7 @@ SCRIPT = """
 
 # The same with shared weights, in two calls to fit if there are two processes.
 SHARED = """
-    import os, sys
+    import functools, os, sys
     import torch
     from safetensors.torch import save_file
     from flowbook import data
@@ -76,18 +76,19 @@ SHARED = """
             kept.append(sum(getattr(s["exp_avg"], "_local_tensor", s["exp_avg"]).numel() for s in self.state.values()))
 
     torch.optim.AdamW = AdamW
+    torch.compile = functools.partial(torch.compile, backend="eager")  # the graphs, without waiting for a C++ compiler
 
     def look(velocity):
         return velocity(images[:4], torch.tensor(0.5).double(), labels[:4])
 
     stored = {}
-    for name, kind, sizes in (("unet", UNet, {"width": 8, "multipliers": (1, 2), "blocks": 1}),
-                              ("dit", DiT, {"width": 32, "depth": 2, "heads": 2})):
+    for name, kind, compiled, sizes in (("unet", UNet, False, {"width": 8, "multipliers": (1, 2), "blocks": 1}),
+                                        ("dit", DiT, True, {"width": 32, "depth": 2, "heads": 2})):
         torch.manual_seed(0)
         model = kind(1, size=8, num_classes=10, **sizes).double()
         total = sum(p.numel() for p in model.parameters())
         config = TrainConfig(steps=4, batch_size=16, accumulate=accumulate, gradient_clip=1.0, log_every=2,
-                             preview_every=2, checkpoint_every=2, parallel="fsdp")
+                             preview_every=2, checkpoint_every=2, parallel="fsdp", compile=compiled)
         for stop in ((2, 4) if processes == 2 else (4,)):
             result = fit(model, FlowMatching(label_dropout=0.3), (images, labels), config, out=f"{out}/{name}",
                          stop_after=stop, preview=look)
@@ -95,6 +96,7 @@ SHARED = """
         stored |= {f"{name}.weight.{key}": p.detach().contiguous() for key, p in model.named_parameters()}
         stored |= {f"{name}.average.{key}": p.contiguous() for key, p in result.velocity.named_parameters()}
         stored[f"{name}.kept"] = torch.tensor([kept[-1] / total])
+        assert not compiled or not torch._dynamo.utils.counters["graph_break"]
         kept.clear()
     save_file(stored, f"{out}/rank{rank}.safetensors")
 """

@@ -137,7 +137,7 @@ def fit(
     first_step = 0 if stored is None else stored.step
     live = model
     if sharded:
-        live = sharding.shard(copy.deepcopy(model), device)
+        live = sharding.shard(copy.deepcopy(model), device, config.compile)
         average.model = sharding.shard(average.model, device)
         average.follow(live)
     optimizer = make_optimizer(live, config, device)
@@ -152,7 +152,7 @@ def fit(
         )
     log = RunLog(folder, first_step) if folder is not None and accelerator.is_main_process else None
 
-    trained: Any = torch.compile(live) if config.compile else live
+    trained: Any = torch.compile(live) if config.compile and not sharded else live
     if processes > 1 and not sharded:
         trained = accelerator.prepare_model(trained)
     no_sync: Any = functools.partial(sharding.no_sync, live) if sharded else getattr(trained, "no_sync", None)

@@ -14,11 +14,11 @@ ON_CPUS = hasattr(torch.cpu.Stream, "record_event")
 """Whether FSDP2 of this torch runs on CPUs. That of 2.6 knows GPUs only."""
 
 
-def shard(model: nn.Module, device: torch.device) -> nn.Module:
+def shard(model: nn.Module, device: torch.device, compiled: bool = False) -> nn.Module:
     """Share out the weights of a module in place; each process gets its own part of every tensor.
 
     The members of module lists, a network's blocks, are gathered and freed one after the other in a forward pass, and
-    the rest as one.
+    the rest as one. ``compiled`` compiles each block: gathering breaks the graph of the whole.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -28,10 +28,23 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
             f"parallel: torch {torch.__version__} shares weights on GPUs only; use 'ddp' or a newer torch"
         )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for module in reversed(list(model.modules())):
-        for block in module if isinstance(module, nn.ModuleList) else ():
-            if not isinstance(block, nn.ModuleList | nn.ModuleDict) and any(True for _ in block.parameters()):
-                fully_shard(block, mesh=mesh)
+    blocks = [
+        block
+        for module in reversed(list(model.modules()))
+        for block in (module if isinstance(module, nn.ModuleList) else ())
+        if not isinstance(block, nn.ModuleList | nn.ModuleDict) and any(True for _ in block.parameters())
+    ]
+    for block in blocks:
+        if compiled:
+            block.forward = torch.compile(block.forward, dynamic=False)
+        fully_shard(block, mesh=mesh)
+    if (
+        compiled
+    ):  # blocks of many sizes share their code, and beyond its limit the compiler would leave them as they are
+        from torch._dynamo import config
+
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.6
+        setattr(config, limit, max(getattr(config, limit), 2 * len(blocks)))
     fully_shard(model, mesh=mesh)
     return model
 
