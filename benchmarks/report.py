@@ -164,6 +164,7 @@ PLACES: dict[str, tuple[str, Callable[[dict[str, Any]], Table]]] = {
     "divergence_exact": ("divergence", lambda result: divergence(result, "exact")),
     "divergence_probe": ("divergence", lambda result: divergence(result, "one probe")),
     "log_prob": ("log_prob", log_prob),
+    "likelihood_training": ("likelihood_training", log_prob),
     "transport": ("transport", transport),
     "coupling": ("coupling", coupling),
     "two_dimensions": ("two_dimensions", two_dimensions),
@@ -219,7 +220,9 @@ def bars() -> list[tuple[str, list[tuple[str, float]]]]:
         ("sampling, equal error, digits", "sampling", "unet, equal error"),
         ("exact divergence, D=64", "divergence", "exact divergence, D=64"),
         ("one probe, D=784", "divergence", "one probe, D=784"), ("log-density, D=2", "log_prob", "D=2"),
-        ("log-density, D=64", "log_prob", "D=64"), ("optimal transport, 512 digits", "transport", "D=64, batch 512"),
+        ("log-density, D=64", "log_prob", "D=64"),
+        ("its gradient, D=2", "likelihood_training", "D=2"), ("its gradient, D=64", "likelihood_training", "D=64"),
+        ("optimal transport, 512 digits", "transport", "D=64, batch 512"),
     ]  # fmt: skip
     found = []
     for title, name, key in chosen:

@@ -119,9 +119,11 @@ train: {steps: 20000, batch_size: 32, checkpoint_every: 3, log_every: 3}
 """
 
 
-def started(folder: Path, rank: int = 0, processes: int = 1, port: int = 0) -> subprocess.Popen[str]:
+def started(
+    folder: Path, rank: int = 0, processes: int = 1, port: int = 0, recipe: str = RECIPE
+) -> subprocess.Popen[str]:
     """``flowbook train`` in a process of its own, as torchrun would start it."""
-    (folder / "plane.yaml").write_text(RECIPE)
+    (folder / "plane.yaml").write_text(recipe)
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     } | {"OMP_NUM_THREADS": "1"}
@@ -150,6 +152,21 @@ def test_the_command_line_exits_with_75_and_says_where_it_goes_on(processes: int
         for process in running:
             process.kill()
     assert checkpoint.read(checkpoint.locate(tmp_path / "run")).step == reached(tmp_path / "run")
+
+
+@pytest.mark.timeout(120)
+def test_processes_that_rarely_pause_still_stop_within_ten_steps(tmp_path: Path) -> None:
+    recipe = RECIPE.replace("checkpoint_every: 3, log_every: 3", "checkpoint_every: 1003, log_every: 100000")
+    port = free_port()
+    running = [started(tmp_path, rank, 2, port, recipe) for rank in range(2)]
+    try:
+        wait_until(lambda: reached(tmp_path / "run") >= 1003, "a checkpoint")
+        running[1].send_signal(signal.SIGTERM)
+        assert [process.wait(timeout=60) for process in running] == [EXIT_STATUS, EXIT_STATUS]
+    finally:
+        for process in running:
+            process.kill()
+    assert reached(tmp_path / "run") % 10 == 0
 
 
 @pytest.mark.timeout(180)
