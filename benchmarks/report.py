@@ -261,7 +261,7 @@ def draw() -> None:
     for peer, color in COLORS.items():
         axes.plot([], [], "o", ms=7.5, color=color, mec="none", label=peer)
     axes.set_xscale("log")
-    axes.set_xlim(0.75, 22)
+    axes.set_xlim(0.75, 1.2 * max(ratio for _, peers in rows for _, ratio in peers))
     axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
     axes.minorticks_off()
     axes.set_yticks(range(len(rows)), [title for title, _ in rows])

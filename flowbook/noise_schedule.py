@@ -305,7 +305,8 @@ class SchedulePath(Path):
         left = place.floor().clamp(0, self.schedule.steps - 2).long()
         if t.device not in self._cubics:  # once, or every evaluation would wait for a GPU
             self._cubics[t.device] = self._cubics[self.schedule.betas.device].to(t.device)
-        return self._cubics[t.device][:, left].to(t.dtype), place - left
+        cubics = self._cubics[t.device].index_select(1, left.flatten())  # [:, left] would read a scalar's value
+        return cubics.reshape(4, *left.shape).to(t.dtype), place - left
 
     def alpha(self, t: Tensor | float) -> Tensor:
         return torch.sigmoid(self.log_snr(t)).sqrt()

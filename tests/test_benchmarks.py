@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,21 @@ REPORT = Path(__file__).parent.parent / "benchmarks" / "report.py"
 def test_tables_and_picture_of_the_page_are_written_from_the_stored_results() -> None:
     checked = subprocess.run([sys.executable, str(REPORT), "--check"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
+
+
+def test_the_picture_shows_every_library_that_its_rows_name() -> None:
+    sys.path.insert(0, str(REPORT.parent))
+    try:
+        import report
+    finally:
+        sys.path.remove(str(REPORT.parent))
+    dots = sum(len(peers) for _, peers in report.bars())
+    picture = report.PICTURE.read_text()
+    area = re.search(r'<clipPath id="\w+">\s*<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', picture)
+    assert area is not None
+    left, right = float(area[1]), float(area[1]) + float(area[2])
+    drawn = [float(x) for x in re.findall(r'<g clip-path="[^"]*">\s*<use xlink:href="[^"]*" x="([\d.]+)"', picture)]
+    assert len(drawn) == dots and all(left < x < right for x in drawn)
 
 
 def test_chapter_3_quotes_the_thirty_draws_as_they_were_measured() -> None:

@@ -7,10 +7,12 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowbook import data, diffusion, models, solvers
 from flowbook.analytic import GaussianMixture
@@ -562,3 +564,37 @@ def test_samplers_run_in_eval_mode_and_give_the_mode_back() -> None:
     once = diffusion.ddim_sample(model, x, NoiseSchedule.cosine(3), 3)
     assert torch.equal(once, diffusion.ddim_sample(model, x, NoiseSchedule.cosine(3), 3))
     assert network.training
+
+
+class Moves(TorchDispatchMode):
+    """Counts tensors that go from the CPU to another device, which would have to wait for a GPU's earlier work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" != result.device.type:
+            self.count += 1
+        return result
+
+
+@pytest.mark.parametrize("schedule", [NoiseSchedule.linear(1000), NoiseSchedule.cosine(50)])
+def test_on_another_device_the_tables_are_moved_once(schedule: NoiseSchedule) -> None:
+    """And no value of a tensor there is read: the meta device has none."""
+    x, i = torch.zeros(3, 2, device="meta"), torch.zeros(3, dtype=torch.long, device="meta")
+    path, t = SchedulePath(schedule), torch.zeros((), device="meta")
+
+    def use() -> None:
+        schedule.add_noise(x, i, x)
+        schedule.predict_data(x, i, x)
+        schedule.posterior(x, x, i)
+        schedule.posterior(x, x, 7)
+        path.convert(x, x, t)
+
+    use()
+    with Moves() as moves:
+        use()
+    assert moves.count == 0
+    assert schedule.on(x.device) is schedule.on(x.device) is schedule.on(x.device).on(x.device)
