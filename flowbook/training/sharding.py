@@ -38,11 +38,10 @@ def shard(model: nn.Module, device: torch.device, compiled: bool = False) -> nn.
         if compiled:
             block.forward = torch.compile(block.forward, dynamic=False)
         fully_shard(block, mesh=mesh)
-    if (
-        compiled
-    ):  # blocks of many sizes share their code, and beyond its limit the compiler would leave them as they are
+    if compiled:
         from torch._dynamo import config
 
+        # Blocks of many sizes share their code; beyond this limit the compiler would leave them as they are.
         limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.6
         setattr(config, limit, max(getattr(config, limit), 2 * len(blocks)))
     fully_shard(model, mesh=mesh)
