@@ -31,7 +31,8 @@ pages: $(MATHJAX_FILE)
 	$(RUN) -c "from jupyter_book.cli.main import main; main()" build --all --quiet -n -W --keep-going --path-output . --config _config.yml book
 
 test: $(STAMP)  ## run every test and replay every notebook
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests flowbook -n 2 --dist loadfile
+	$(RUN) -m pytest book
 
 test-faults: $(STAMP)  ## end trainings in many ways and see that nothing is lost
 	$(RUN) -m pytest tests/test_faults.py -m "faults or not faults"

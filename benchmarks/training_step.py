@@ -16,7 +16,7 @@ Equal on all sides: the network and its first weights, the data (in memory; a ba
 AdamW at one learning rate, and averaged weights after every step. flow_matching and torchcfm have no averaging of their
 own and get PyTorch's ``AveragedModel`` with its fused update; the other two get ``ema_pytorch``, their trainers' own,
 once as it comes (every 10th step) and with its update at every step. Nothing is compiled. Only steps are timed. zuko
-trains by likelihood, which ``likelihood_step.py`` compares.
+trains by likelihood, which ``likelihood_training.py`` compares.
 """
 
 from __future__ import annotations

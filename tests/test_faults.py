@@ -235,6 +235,15 @@ def test_out_of_memory_says_which_batch_would_fit(tmp_path: Path) -> None:
     assert again.step == 4
 
 
+def test_a_run_goes_on_with_the_parts_that_the_error_named(tmp_path: Path) -> None:
+    settings = {"steps": 6, "batch_size": 64}
+    fit(mlp(), FlowMatching(), data.moons(), TrainConfig(**settings), out=tmp_path, stop_after=3)
+    after = fit(mlp(), FlowMatching(), data.moons(), TrainConfig(**settings, accumulate=8), out=tmp_path)
+    alone = fit(mlp(), FlowMatching(), data.moons(), TrainConfig(**settings))
+    assert after.step == 6 and len(after.losses) == 3
+    torch.testing.assert_close(after.losses, alone.losses[3:], rtol=1e-5, atol=1e-6)
+
+
 FULL = """
     import resource, signal, sys
     from flowbook import cli

@@ -415,9 +415,11 @@ ONE_TO_THREE = torch.tensor([1, 2, 3, 1])
         ({"coupling": shuffled}, None),  # a function says nothing of itself
         ({"loss": lambda v, batch: FlowMatching()(v, batch)}, None),
         ({"source": X[:30]}, r"data was '\(40, 2\)', is '\(30, 2\)'"),
+        ({"source": X.double()}, "SHA-256 of the data"),
         ({"source": data.moons()}, r"data was '\(40, 2\)', is 'Planar moons'"),
         ({"source": GaussianMixture([[0.0, 0.0]], 1.0)}, "data was .*, is 'GaussianMixture'"),
-        ({"source": X + 1}, None),  # values are not compared
+        ({"source": X + 1}, r"SHA-256 of the data was '[0-9a-f]{16}', is '[0-9a-f]{16}'"),
+        ({"source": X.clone()}, None),
     ],
 )
 def test_a_run_is_not_continued_with_another_loss_coupling_or_data(

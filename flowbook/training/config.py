@@ -33,7 +33,7 @@ class TrainConfig:
     gradient_clip: float | None = None  # largest norm of the gradient; None leaves it alone
     average_half_life: float | None = 10_000.0  # of the averaged weights, in images; None keeps the live weights
     average_ramp: float = 0.05  # the half-life is at most this share of the images seen so far
-    # "bf16" autocast; "fp32"; "tf32", float32 whose products a GPU rounds to 10 bits, as it may under "bf16" where
+    # "bf16" autocast; "fp32"; "tf32", float32 whose factors a GPU rounds to 10 bits, as it may under "bf16" where
     # float32 stays; "auto" is bf16 on a GPU and fp32 on the CPU
     precision: str = "auto"
     compile: bool = False  # torch.compile the model
@@ -84,5 +84,8 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
-# What may differ between a run and its continuation without changing a single weight.
-NOT_PART_OF_THE_RESULT = {"log_every", "checkpoint_every", "keep_checkpoints", "preview_every", "workers", "parallel"}
+# What may differ between a run and its continuation: data, noise and times stay what they were. Sums over other parts
+# of a batch round otherwise, and dropout's masks are drawn for a part.
+NOT_PART_OF_THE_RESULT = {
+    "log_every", "checkpoint_every", "keep_checkpoints", "preview_every", "workers", "parallel", "accumulate",
+}  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbook import _validate
+from flowbook._digest import digest
 from flowbook._model import null_label_of
 from flowbook.batch import unpack
 from flowbook.cnf import MaximumLikelihood
@@ -27,9 +28,13 @@ from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
 Ingredients = dict[str, str | None]
 
 
+VALUES = "SHA-256 of the data"
+
+
 def ingredients(loss: Any, coupling: Coupling | None, data: Any) -> Ingredients:
     """Loss, coupling and data in a few words each, to be stored with a run."""
-    return {"loss": _of(loss), "coupling": _of(coupling), "data": _of_data(data)}
+    values = digest(data)[:16] if batches.is_tensors(data) else None
+    return {"loss": _of(loss), "coupling": _of(coupling), "data": _of_data(data), VALUES: values}
 
 
 def differences(
@@ -44,10 +49,10 @@ def differences(
         ignored.add("steps")
     now = {name: value for name, value in config.as_dict().items() if name not in ignored}
     was = {name: stored.config.get(name) for name in now}
-    told, compared = stored.ingredients or {}, ["loss", "coupling", "data"]
+    told, compared = stored.ingredients or {}, ["loss", "coupling", "data", VALUES]
     if recipe is not None and stored.recipe is not None:
         now, was = now | _flat(recipe), was | _flat(stored.recipe)
-        compared = ["data"]  # a recipe says where they are, and there may be others by now
+        compared = ["data", VALUES]  # a recipe says where they are, and there may be others by now
     both = [name for name in compared if ingredients[name] is not None and told.get(name) is not None]
     now, was = now | {name: ingredients[name] for name in both}, was | {name: told[name] for name in both}
     return [

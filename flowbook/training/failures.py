@@ -36,7 +36,7 @@ def what_fits(
             continue
         return (
             f"{said}: {rows} samples in one forward pass are too many. accumulate={parts * rows // fewer} works "
-            f"through the same batch {fewer} at a time, with the same result"
+            f"through the same batch {fewer} at a time, with the same noise"
         )
     return f"{said}: not even one sample in a forward pass fits; choose a smaller model"
 

@@ -111,7 +111,7 @@ def fit(
     folder = None if out is None else Path(out)
     entry.check(velocity, loss, data, config, coupling, folder, stop_after, preview)
     recipe = None if recipe is None else json.loads(json.dumps(recipe))
-    ingredients = entry.ingredients(loss, coupling, data)
+    ingredients = {} if folder is None else entry.ingredients(loss, coupling, data)
     accelerator = _accelerator(config)
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     parts = processes * config.accumulate
