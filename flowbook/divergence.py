@@ -292,9 +292,9 @@ def _basis(x: Tensor, mode: str) -> Iterator[tuple[int, Tensor]]:
     if mode == "reverse" and dim <= LOOP_UP_TO:
         chunk = 1
     for start in range(0, dim, chunk):
-        index = torch.arange(start, min(start + chunk, dim), device=x.device)
-        vectors = F.one_hot(index, dim).to(x)[:, None].expand(-1, batch, -1)
-        yield start, vectors.reshape(len(index), *x.shape)
+        vectors = torch.zeros(min(chunk, dim - start), dim, dtype=x.dtype, device=x.device)
+        vectors.diagonal(start).fill_(1.0)
+        yield start, vectors[:, None].expand(-1, batch, -1).reshape(len(vectors), *x.shape)
 
 
 def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float, y: Tensor | None) -> None:
