@@ -64,7 +64,7 @@ EQUAL = 0.95  # a quotient within 5% counts as equal
         ("training_step", "mlp", EQUAL), ("training_step", "unet", EQUAL), ("sampling", "mlp, fixed", EQUAL),
         ("sampling", "unet, fixed", EQUAL), ("sampling", "mlp, equal error", EQUAL),
         ("sampling", "unet, equal error", 1.5), ("divergence", "exact divergence, D=2", EQUAL),
-        ("divergence", "exact divergence, D=64", EQUAL),
+        ("divergence", "exact divergence, D=64", EQUAL), ("divergence", "exact divergence, D=784", EQUAL),
         ("log_prob", "D=2", 2.0), ("log_prob", "D=64", 2.0), ("likelihood_training", "D=2", 2.0),
         ("likelihood_training", "D=64", 2.0), ("transport", "D=64, batch 512", 2.0),
         ("transport", "D=64, batch 2048", 2.0),
@@ -78,9 +78,7 @@ def test_the_page_says_where_others_are_faster() -> None:
     slower = {task: ratios("divergence", task)["zuko"] for task in ("one probe, D=64", "one probe, D=784")}
     assert 0.9 < min(slower.values()) < max(slower.values()) < 1
     spent = measured("divergence", "one probe, D=784")["ms"]
-    assert spent["flowbook"] - spent["zuko"] == pytest.approx(0.04, abs=0.005) and slower["one probe, D=64"] > EQUAL
-    at_once = ratios("divergence", "exact divergence, D=784")
-    assert at_once.pop("torchcfm") == pytest.approx(0.95, abs=0.01) and min(at_once.values()) > 1
+    assert spent["flowbook"] - spent["zuko"] == pytest.approx(0.05, abs=0.01) and slower["one probe, D=64"] > EQUAL
     spent = measured("transport", "D=2, batch 128")["ms"]
     assert spent["flowbook"] - spent["denoising-diffusion-pytorch"] == pytest.approx(0.25, abs=0.03)
 
