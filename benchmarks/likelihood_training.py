@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import measure
 import torch
 import zuko.transforms
-from log_prob import NODES, STEPS, TOLERANCES, Setting, cheapest, standard_normal, trained
+from log_prob import NODES, STEPS, TOLERANCES, Setting, Way, at_equal_error, standard_normal, trained
 from networks import Counted
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
@@ -92,7 +92,12 @@ def ffjord_way(velocity: Counted, x1: Tensor) -> Iterator[list[Setting]]:
     yield [Setting("dopri5", tol, lambda tol=tol: run(tol)) for tol in TOLERANCES]
 
 
-WAYS = {"flowbook": on_nodes, "flowbook, beside the state": together, "zuko": zuko_way, "FFJORD": ffjord_way}
+WAYS: dict[str, Way] = {
+    "flowbook": on_nodes,
+    "flowbook, beside the state": together,
+    "zuko": zuko_way,
+    "FFJORD": ffjord_way,
+}
 
 
 def main() -> None:
@@ -106,22 +111,11 @@ def main() -> None:
         exact = nll_loss(velocity.double(), x1.double(), method="dopri8", rtol=1e-9, atol=1e-9)
         reference = gradient(velocity, exact)
         velocity.float()
-        contenders, chosen = {}, {}
-        for name, way in WAYS.items():
-            print(f"D={dim} {name}", flush=True)
-            bound = BOUND * float(reference.square().mean().sqrt())
-            setting, told = cheapest(way(velocity, x1), velocity, reference, bound)
-            chosen[name] = told | {"relative_error": BOUND * told.pop("rmse") / bound}
-            contenders[name] = setting.run
-        timings = measure.interleaved(contenders, arguments.rounds)
-        result[f"D={dim}"] = {
-            "batch": batch, "bound": BOUND, "chosen": chosen,
-            "ms": {name: 1e3 * timing.summary()["wall_s"] for name, timing in timings.items()},
-            "over_flowbook": {
-                name: measure.ratio(timing, timings["flowbook"])
-                for name, timing in timings.items() if name != "flowbook"
-            },
-        }  # fmt: skip
+        length = float(reference.square().mean().sqrt())
+        found, _ = at_equal_error(WAYS, velocity, x1, reference, BOUND * length, arguments.rounds)
+        for told in found["chosen"].values():
+            told["relative_error"] = told.pop("rmse") / length
+        result[f"D={dim}"] = found | {"bound": BOUND}
         print(dim, result[f"D={dim}"], flush=True)
     if not arguments.dry:
         peers = ("zuko", "torchdiffeq")

@@ -130,6 +130,9 @@ WAYS = {
 }  # fmt: skip
 
 
+Way = Callable[[Counted, Tensor], Iterator[list[Setting]]]
+
+
 def standard_normal(x: Tensor) -> Tensor:
     return torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
 
@@ -177,6 +180,26 @@ def cheapest(
     return best[1], best[2]
 
 
+def at_equal_error(
+    ways: dict[str, Way], velocity: Counted, x1: Tensor, reference: Tensor, bound: float, rounds: int
+) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]]]:
+    """Every way's cheapest setting, their times in turns, and the settings' calls."""
+    contenders, chosen = {}, {}
+    for name, way in ways.items():
+        print(f"D={x1.shape[1]} {name}", flush=True)
+        setting, chosen[name] = cheapest(way(velocity, x1), velocity, reference, bound)
+        contenders[name] = setting.run
+    timings = measure.interleaved(contenders, rounds)
+    found = {
+        "batch": len(x1), "chosen": chosen,
+        "ms": {name: 1e3 * timing.summary()["wall_s"] for name, timing in timings.items()},
+        "over_flowbook": {
+            name: measure.ratio(timing, timings["flowbook"]) for name, timing in timings.items() if name != "flowbook"
+        },
+    }  # fmt: skip
+    return found, contenders
+
+
 def timed(run: Callable[[], Any]) -> float:
     start = time.process_time()
     run()
@@ -208,26 +231,14 @@ def main() -> None:
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     result = {}
-    for dim, batch in BATCHES.items():
+    for dim in BATCHES:
         network, x1 = trained(dim)
         velocity = Counted(network)
         reference = log_prob(velocity.double(), x1.double(), method="dopri8", rtol=1e-9, atol=1e-9).log_prob
         velocity.float()
-        contenders, chosen = {}, {}
-        for name, way in WAYS.items():
-            print(f"D={dim} {name}", flush=True)
-            setting, chosen[name] = cheapest(way(velocity, x1), velocity, reference)
-            contenders[name] = setting.run
-        timings = measure.interleaved(contenders, arguments.rounds)
-        result[f"D={dim}"] = {
-            "batch": batch, "bound_nats": BOUND, "chosen": chosen,
-            "ms": {name: 1e3 * timing.summary()["wall_s"] for name, timing in timings.items()},
-            "over_flowbook": {
-                name: measure.ratio(timing, timings["flowbook"])
-                for name, timing in timings.items() if name != "flowbook"
-            },
-            "profile_ms": profile(velocity, x1, chosen["flowbook"], contenders["flowbook"]),
-        }  # fmt: skip
+        found, contenders = at_equal_error(WAYS, velocity, x1, reference, BOUND, arguments.rounds)
+        spent = profile(velocity, x1, found["chosen"]["flowbook"], contenders["flowbook"])
+        result[f"D={dim}"] = found | {"bound_nats": BOUND, "profile_ms": spent}
         print(dim, result[f"D={dim}"], flush=True)
     if not arguments.dry:
         peers = ("flow-matching", "zuko", "torchdiffeq")

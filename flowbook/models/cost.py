@@ -24,7 +24,7 @@ class Cost:
     """Of one evaluation of one sample, forward; a step of training takes three times as many."""
     activations: int
     """Bytes that one sample leaves for the backward pass in float32. Under bf16 autocast they are half as many at best,
-    since on a GPU the inputs of norms stay in float32 unless the model is compiled."""
+    since a GPU's autocast computes norms in float32."""
 
     def memory(self, batch_size: int, precision: str = "fp32") -> int:
         """Bytes of a training step: 20 for each weight, and what the samples leave.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowbook._model import device_of
 from flowbook.batch import Batch
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.batches import map_batch
@@ -23,7 +24,7 @@ def what_fits(
     """What to say when memory is full: tries smaller and smaller parts of the batch."""
     if model is None:
         return f"{said}: {rows} samples in one forward pass are too many; raise accumulate above {parts}"
-    device = next(model.parameters()).device
+    device = device_of(model)
     for fewer in [n for n in range(rows - 1, 0, -1) if rows % n == 0]:
         for parameter in model.parameters():
             parameter.grad = None
