@@ -238,3 +238,20 @@ X1, X2 = torch.zeros(4, 2), torch.zeros(4, 1, 8, 8)
 def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_reaches_the_fused_kernels_in_any_layout(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take queries, keys and values whose numbers lie side by side, and fall back without a word otherwise."""
+    real, strides = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        strides.extend(part.stride(-1) for part in (q, k, v))
+        return real(q, k, v)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model = UNet(1, 8, width=8, multipliers=(1, 2), blocks=1, attention=(4,)).to(memory_format=layout)
+    model(torch.zeros(2, 1, 8, 8).to(memory_format=layout), 0.5)
+    assert set(strides) == {1}
