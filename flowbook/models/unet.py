@@ -65,7 +65,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         # Channels last, whatever the layout of x: the fused kernels want the numbers of a pixel side by side.
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(b, h * w, 3, self.heads, c // self.heads)
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).contiguous()
+        qkv = qkv.reshape(b, h * w, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (b, heads, pixels, channels of a head) each
         attended = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(attended.transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2))
