@@ -72,7 +72,7 @@ def wait_for(processes: list[subprocess.Popen[str]]) -> None:
     """Until all have ended well; none outlives a failure."""
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
     finally:
         for process in processes:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # an optimiser's first use does it: many seconds on a busy machine, here no test's own
 from helpers import NAN, free_port
 from torch import nn
 
@@ -29,6 +30,7 @@ from flowbook.training import EXIT_STATUS, Preempted, TrainConfig, checkpoint, f
 pytestmark = pytest.mark.faults
 
 STEPS = 20_000
+PATIENCE = 240  # seconds until something is called a hang, on a machine that does other work beside
 
 
 def mlp() -> MLP:
@@ -51,7 +53,7 @@ def reached(folder: Path) -> int:
     return int(paths[-1].name.removeprefix("step_")) if paths else 0
 
 
-def wait_until(condition: Any, what: str, seconds: float = 60.0) -> None:
+def wait_until(condition: Any, what: str, seconds: float = PATIENCE) -> None:
     for _ in range(int(seconds * 200)):
         if condition():
             return
@@ -59,10 +61,9 @@ def wait_until(condition: Any, what: str, seconds: float = 60.0) -> None:
     raise AssertionError(f"{what}: not within {seconds:g} s")
 
 
-@pytest.mark.timeout(300)
 def test_fifty_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")  # a killed process is a real one, but torch is imported once
-    context.set_forkserver_preload(["flowbook.training", "accelerate", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["flowbook.training", "accelerate", "torch._dynamo", "torch.utils.tensorboard"])
     moments, folder, half_written = random.Random(0), tmp_path / "killed", 0
     for _ in range(50):
         before = reached(folder)
@@ -134,7 +135,6 @@ def started(
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_command_line_exits_with_75_and_says_where_it_goes_on(processes: int, tmp_path: Path) -> None:
     port = free_port()
@@ -144,7 +144,7 @@ def test_the_command_line_exits_with_75_and_says_where_it_goes_on(processes: int
         for process in running[-1:]:  # one is enough: they agree
             process.send_signal(signal.SIGTERM)
         for process in running:
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=PATIENCE)
             assert process.returncode == EXIT_STATUS, errors
             last = errors.strip().splitlines()[-1]
             assert last.startswith("flowbook train: stopped by SIGTERM at step") and str(tmp_path / "run") in last
@@ -154,7 +154,6 @@ def test_the_command_line_exits_with_75_and_says_where_it_goes_on(processes: int
     assert checkpoint.read(checkpoint.locate(tmp_path / "run")).step == reached(tmp_path / "run")
 
 
-@pytest.mark.timeout(120)
 def test_processes_that_rarely_pause_still_stop_within_ten_steps(tmp_path: Path) -> None:
     recipe = RECIPE.replace("checkpoint_every: 3, log_every: 3", "checkpoint_every: 1003, log_every: 100000")
     port = free_port()
@@ -162,21 +161,20 @@ def test_processes_that_rarely_pause_still_stop_within_ten_steps(tmp_path: Path)
     try:
         wait_until(lambda: reached(tmp_path / "run") >= 1003, "a checkpoint")
         running[1].send_signal(signal.SIGTERM)
-        assert [process.wait(timeout=60) for process in running] == [EXIT_STATUS, EXIT_STATUS]
+        assert [process.wait(timeout=PATIENCE) for process in running] == [EXIT_STATUS, EXIT_STATUS]
     finally:
         for process in running:
             process.kill()
     assert reached(tmp_path / "run") % 10 == 0
 
 
-@pytest.mark.timeout(180)
 def test_a_killed_process_ends_the_others_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     port = free_port()
     running = [started(tmp_path, rank, 2, port) for rank in range(2)]
     try:
         wait_until(lambda: reached(tmp_path / "run") >= 6, "checkpoints")
         running[1].kill()
-        _, errors = running[0].communicate(timeout=60)  # no hang
+        _, errors = running[0].communicate(timeout=PATIENCE)  # no hang
         assert running[0].returncode == 2, errors
         assert "another process of this run is gone" in errors.strip().splitlines()[-1]
     finally:
@@ -186,7 +184,6 @@ def test_a_killed_process_ends_the_others_and_leaves_the_last_checkpoint(tmp_pat
     assert stored.step == reached(tmp_path / "run") >= 6
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("processes", [1, 4])
 def test_what_two_processes_stored_one_or_four_go_on_with(processes: int, tmp_path: Path) -> None:
     port = free_port()
@@ -196,14 +193,14 @@ def test_what_two_processes_stored_one_or_four_go_on_with(processes: int, tmp_pa
         for process in running:
             process.send_signal(signal.SIGTERM)
         for process in running:
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE)
         first, port = reached(tmp_path / "run"), free_port()
         running = [started(tmp_path, rank, processes, port) for rank in range(processes)]
         wait_until(lambda: reached(tmp_path / "run") >= first + 6, "further checkpoints")
         for process in running:
             process.send_signal(signal.SIGTERM)
         for process in running:
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE)
     finally:
         for process in running:
             process.kill()
@@ -259,7 +256,7 @@ def test_a_full_disk_ends_in_one_line_and_earlier_checkpoints_stay(tmp_path: Pat
     fit(MLP(2, hidden=64), FlowMatching(), data.moons(), TrainConfig(steps=5, batch_size=32), out=tmp_path / "other")
     whole = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*.safetensors")}
     command = [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path / "plane.yaml")]
-    done = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1, done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("flowbook train: ")
     assert "Traceback" not in done.stderr and checkpoint.available(tmp_path / "run" / "checkpoints") == []

@@ -122,7 +122,6 @@ PROCESS = """
 """
 
 
-@pytest.mark.timeout(240)
 def test_law_9_two_processes_write_the_bytes_of_one(reference: PairDataset, tmp_path: Path) -> None:
     running = []
     for rank in range(2):
@@ -156,7 +155,6 @@ def make_slowly(out: Path) -> PairDataset:
     return generate_pairs(Slow(), (2,), 400, out, y=torch.arange(400) % 3, **PLANE)
 
 
-@pytest.mark.timeout(240)
 def test_law_9_ten_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")  # a killed process is a real one, but torch is imported once
     context.set_forkserver_preload(["flowbook.pairs", "flowbook.solvers"])

@@ -121,7 +121,6 @@ def run(folder: Path, processes: int, accumulate: int, text: str = SCRIPT) -> li
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(processes)]
 
 
-@pytest.mark.timeout(240)
 def test_two_processes_that_accumulate_take_the_steps_of_one(tmp_path: Path) -> None:
     (alone,) = run(tmp_path / "one", 1, accumulate=1)
     both = run(tmp_path / "two", 2, accumulate=2)
@@ -137,7 +136,6 @@ def test_two_processes_that_accumulate_take_the_steps_of_one(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not ON_CPUS, reason="the FSDP2 of this torch runs on GPUs only")
-@pytest.mark.timeout(240)
 def test_two_processes_that_share_the_weights_take_the_steps_of_one(tmp_path: Path) -> None:
     (alone,) = run(tmp_path / "one", 1, accumulate=1, text=SHARED)
     both = run(tmp_path / "two", 2, accumulate=2, text=SHARED)
