@@ -133,14 +133,20 @@ def _add_device(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _say(text: str) -> None:
+    """One of a run's processes speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
 def _train(options: argparse.Namespace) -> int:
     from flowbook.training import recipes
 
     recipe = recipes.read(options.recipe, options.overrides)
-    print(recipes.announce(recipe), flush=True)
+    _say(recipes.announce(recipe))
     out = options.out or Path("runs") / Path(options.recipe).stem
     result = recipes.run(recipe, out, resume=not options.fresh)
-    print(f"{result.step} steps, last checkpoint {result.checkpoint}")
+    _say(f"{result.step} steps, last checkpoint {result.checkpoint}")
     return 0
 
 
@@ -365,7 +371,7 @@ def _distill(options: argparse.Namespace) -> int:
     recipe["loss"]["times"] = "t0" if options.steps == 1 else options.steps
     recipe = recipes.override(recipe, options.overrides)
     result = recipes.run(recipe, options.out, resume=not options.fresh)
-    print(f"{result.step} steps, last checkpoint {result.checkpoint}")
+    _say(f"{result.step} steps, last checkpoint {result.checkpoint}")
     return 0
 
 

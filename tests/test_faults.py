@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -133,6 +134,43 @@ def started(
                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
     command = [sys.executable, "-m", "flowbook", "train", str(folder / "plane.yaml"), "--out", str(folder / "run")]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+READING = """
+    import sys
+    import torch
+    from flowbook.flow_matching import FlowMatching
+    from flowbook.models import MLP
+    from flowbook.training import TrainConfig, fit
+
+    class Points(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, index):
+            return torch.randn(2)
+
+    if __name__ == "__main__":
+        config = TrainConfig(steps=20_000, batch_size=32, workers=2, checkpoint_every=20, schedule="constant")
+        fit(MLP(2, hidden=16), FlowMatching(), Points(), config, out=sys.argv[1])
+"""
+
+
+def test_sigterm_to_a_run_and_its_readers_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(textwrap.dedent(READING))
+    command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        wait_until(lambda: reached(tmp_path / "run") >= 20, "checkpoints")
+        os.killpg(process.pid, signal.SIGTERM)  # as torchrun and Slurm do
+        _, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == EXIT_STATUS, errors
+    assert checkpoint.read(checkpoint.locate(tmp_path / "run")).step == reached(tmp_path / "run")
+    with pytest.raises(ProcessLookupError):  # the readers have ended too
+        os.killpg(process.pid, 0)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

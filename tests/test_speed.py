@@ -83,6 +83,17 @@ def test_auto_is_the_cpu_where_there_is_no_accelerator(monkeypatch: pytest.Monke
     assert "GB of the CPU" in recipes.announce(recipes.read("cifar10_unet"))
 
 
+def test_shared_weights_are_counted_once_for_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gigabytes(parallel: str) -> float:
+        recipe = recipes.read("cifar10_unet", [f"train.parallel={parallel}", "train.device=cpu"])
+        return float(recipes.announce(recipe).splitlines()[1].split()[1])
+
+    assert gigabytes("fsdp") == gigabytes("ddp")
+    monkeypatch.setenv("WORLD_SIZE", "128")
+    weights = 22 * 36.6e6 / 1e9  # 22 bytes for each under bf16
+    assert gigabytes("ddp") - gigabytes("fsdp") == pytest.approx(weights * 127 / 128, rel=0.05)
+
+
 @pytest.mark.parametrize(("precision", "rough"), [("fp32", False), ("tf32", True), ("bf16", True)])
 def test_a_gpu_rounds_products_of_float32_as_the_precision_says_and_only_then(precision: str, rough: bool) -> None:
     def now() -> tuple[str, bool]:

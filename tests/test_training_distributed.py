@@ -101,6 +101,90 @@ SHARED = """
     save_file(stored, f"{out}/rank{rank}.safetensors")
 """
 
+# A coupling sees the whole batch; a compiled network's gradients are exchanged as those of any other.
+COUPLED = """
+    import functools, os, sys
+    import torch
+    from safetensors.torch import save_file
+    from flowbook import data
+    from flowbook.couplings import OptimalTransport
+    from flowbook.flow_matching import FlowMatching
+    from flowbook.models import MLP
+    from flowbook.training import TrainConfig, fit
+
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")  # without waiting for a C++ compiler
+    out, accumulate, rank = sys.argv[1], int(sys.argv[2]), os.environ.get("RANK", "0")
+    stored = {}
+    for name, coupling in (("coupled", OptimalTransport()), ("compiled", None)):
+        torch.manual_seed(0)
+        model = MLP(2, hidden=32).double()
+        x1 = data.moons().sample(256, torch.Generator().manual_seed(0)).double()
+        config = TrainConfig(steps=5, batch_size=32, accumulate=accumulate, compile=coupling is None)
+        fit(model, FlowMatching(), x1, config, coupling=coupling)
+        stored |= {f"{name}.{key}": p.detach() for key, p in model.named_parameters()}
+    save_file(stored, f"{out}/rank{rank}.safetensors")
+"""
+
+# Folders that not all processes see, as on two machines without common storage.
+APART = """
+    import os, sys
+    import torch
+    from safetensors.torch import save_file
+    from flowbook import data
+    from flowbook.flow_matching import FlowMatching
+    from flowbook.models import MLP
+    from flowbook.training import TrainConfig, fit
+
+    rank = os.environ.get("RANK", "0")
+    config = TrainConfig(steps=6, batch_size=32)
+    try:
+        fit(MLP(2, hidden=16), FlowMatching(), data.moons(), config, out=f"{sys.argv[1]}/of{rank}", stop_after=4)
+    except ValueError as error:
+        assert "found this run at different steps, 0 and 4: expected one folder that all of them see" in str(error)
+        save_file({"refused": torch.ones(1)}, f"{sys.argv[1]}/rank{rank}.safetensors")
+    else:
+        save_file({"refused": torch.zeros(1)}, f"{sys.argv[1]}/rank{rank}.safetensors")
+"""
+
+# Full memory in the backward pass, where some gradients are on their way to the other process already.
+CROWDED = """
+    import os, sys
+    import torch
+    from safetensors.torch import save_file
+    from torch import nn
+    from flowbook import data
+    from flowbook.flow_matching import FlowMatching
+    from flowbook.models import MLP
+    from flowbook.training import TrainConfig, fit
+
+    class Full(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            if len(gradient) > 4:
+                raise torch.OutOfMemoryError("no memory")
+            return gradient
+
+    class Crowded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x, t, y=None):
+            return self.second(Full.apply(self.first(x)))
+
+    try:
+        fit(Crowded(), FlowMatching(), data.moons(), TrainConfig(steps=2, batch_size=32))
+    except MemoryError as error:
+        assert "16 samples in one forward pass are too many. accumulate=4 works" in str(error), error
+    else:
+        raise AssertionError("no error")
+    save_file({"said": torch.ones(1)}, f"{sys.argv[1]}/rank{os.environ['RANK']}.safetensors")
+"""
+
 
 def run(folder: Path, processes: int, accumulate: int, text: str = SCRIPT) -> list[dict[str, Tensor]]:
     folder.mkdir(exist_ok=True)
@@ -133,6 +217,24 @@ def test_two_processes_that_accumulate_take_the_steps_of_one(tmp_path: Path) -> 
         torch.testing.assert_close(both[0][name], alone[name], rtol=1e-6, atol=1e-9)
         assert torch.equal(both[0][name], both[1][name])
     torch.testing.assert_close((both[0]["losses"] + both[1]["losses"]) / 2, alone["losses"])
+
+
+def test_two_processes_couple_and_compile_as_one_does(tmp_path: Path) -> None:
+    (alone,) = run(tmp_path / "one", 1, accumulate=1, text=COUPLED)
+    both = run(tmp_path / "two", 2, accumulate=2, text=COUPLED)
+    for name, values in alone.items():
+        torch.testing.assert_close(both[0][name], values, rtol=1e-6, atol=1e-9)
+        assert torch.equal(both[0][name], both[1][name])
+
+
+def test_processes_that_do_not_see_one_folder_are_refused(tmp_path: Path) -> None:
+    (alone,) = run(tmp_path, 1, accumulate=1, text=APART)  # leaves of0 behind
+    assert not alone["refused"]
+    assert all(process["refused"] for process in run(tmp_path, 2, accumulate=1, text=APART))
+
+
+def test_full_memory_in_the_backward_pass_of_two_processes_says_what_fits(tmp_path: Path) -> None:
+    assert all(process["said"] for process in run(tmp_path, 2, accumulate=1, text=CROWDED))
 
 
 @pytest.mark.skipif(not ON_CPUS, reason="the FSDP2 of this torch runs on GPUs only")

@@ -6,6 +6,7 @@ processes share it: process r of R takes rows ``r B/R`` to ``(r + 1) B/R`` of th
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -180,7 +181,7 @@ def _from_dataset(
     order = EpochOrder(len(data), batch_size, seed)  # type: ignore[arg-type]
     loader: Iterable[Any] = DataLoader(
         _Seeded(data), batch_sampler=_BatchIndices(order, steps, share), pin_memory=device.type == "cuda",
-        num_workers=workers,
+        num_workers=workers, worker_init_fn=_stay,
     )  # fmt: skip
     for batch in loader:
         parts = [batch] if isinstance(batch, Tensor) else list(batch)
@@ -188,12 +189,20 @@ def _from_dataset(
         yield moved[0] if len(moved) == 1 else moved
 
 
-def with_noise(stream: Iterable[Batch], *, seed: int, first_step: int, first_row: int) -> Iterator[Any]:
-    """Add to each batch the noise that its samples are keyed to: (x0, x1, y), ready for a coupling."""
+def _stay(worker: int) -> None:
+    """A scheduler sends SIGTERM to all processes of a run; the one that trains needs its readers until it has stored.
+
+    They end when it closes them or is gone.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def with_noise(stream: Iterable[Batch], *, seed: int, first_step: int) -> Iterator[Any]:
+    """Add to each global batch the noise that its samples are keyed to: (x0, x1, y), ready for a coupling."""
     for step, batch in enumerate(stream, start=first_step):
         x0, x1, y = unpack(batch)
         if x0 is None:
-            with keyed.keyed(seed, step, first_row):
+            with keyed.keyed(seed, step, 0):
                 x0 = keyed.randn_like(x1)
         yield x0, x1, y
 

@@ -50,7 +50,7 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``folder/step_.../`` atomically and return its path."""
-    final = folder / f"step_{checkpoint.step:08d}"
+    final = path_of(folder, checkpoint.step)
     temporary = folder / f".{final.name}.{os.getpid()}"
     for leftover in folder.glob(".step_*"):  # of an attempt that was killed while it wrote
         shutil.rmtree(leftover)
@@ -72,6 +72,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or will be."""
+    return folder / f"step_{step:08d}"
 
 
 def read(path: Path) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,17 @@ from flowbook.training.sharding import local
 
 
 def what_fits(
-    loss: Any, model: nn.Module | None, batch: Batch, rows: int, parts: int, precision: str, said: str
-) -> str:
-    """What to say when memory is full: tries smaller and smaller parts of the batch."""
-    if model is None:
+    loss: Any, model: nn.Module | None, batch: Batch, rows: int, parts: int, precision: str, said: str,
+    exchanged: bool = False,
+) -> str:  # fmt: skip
+    """What to say when memory is full: tries smaller and smaller parts of the batch.
+
+    A model whose gradients are ``exchanged`` with other processes is copied: its own would still be sent to them.
+    """
+    with contextlib.suppress(torch.OutOfMemoryError):
+        model = copy.deepcopy(model) if exchanged else model
+        exchanged = False
+    if model is None or exchanged:
         return f"{said}: {rows} samples in one forward pass are too many; raise accumulate above {parts}"
     device = device_of(model)
     for fewer in [n for n in range(rows - 1, 0, -1) if rows % n == 0]:
@@ -55,6 +63,18 @@ def together(processes: int, folder: Path | None) -> Iterator[None]:
             f"another process of this run is gone ({str(error).splitlines()[0]}); "
             + (f"the last checkpoint is {kept[-1]}" if kept else "no checkpoint was written before")
         ) from error
+
+
+def same_step(step: int, folder: Path | None, accelerator: Any) -> None:
+    """All processes of a run must have found the same checkpoint, or they would train different networks."""
+    if accelerator.num_processes == 1:
+        return
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if min(steps) != max(steps):
+        raise ValueError(
+            f"out: the processes found this run at different steps, {min(steps)} and {max(steps)}: expected one folder "
+            f"that all of them see; got {folder}"
+        )
 
 
 def check_finite(recent: Tensor, first: int, folder: Path | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import json
 import math
 import os
@@ -31,7 +30,7 @@ from flowbook.training import entry, sharding
 from flowbook.training.average import AveragedWeights
 from flowbook.training.batches import batches, map_batch, with_noise
 from flowbook.training.config import TrainConfig
-from flowbook.training.failures import check_finite, check_weights, together, what_fits
+from flowbook.training.failures import check_finite, check_weights, same_step, together, what_fits
 from flowbook.training.log import RunLog
 from flowbook.training.precision import autocast, float32_products, resolve_precision
 from flowbook.training.preemption import Listener, Preempted
@@ -82,7 +81,7 @@ def fit(
         data: a tensor x1; a tuple (x1, y) or (x0, x1, y); something with ``.sample(n, generator)``; or a Dataset.
         config: see :class:`TrainConfig`.
         coupling: if given, noise is drawn for each batch and coupled with it, one batch ahead in a background thread;
-            the loss then gets (x0, x1, y).
+            the loss then gets (x0, x1, y). Of several processes each couples the whole batch and keeps its rows.
         out: a folder for checkpoints, log and previews; None keeps everything in memory. With a folder, SIGTERM stops
             the run after the step it is in (of several processes, within ten steps), with a checkpoint.
         resume: continue from the newest checkpoint in ``out``, bit for bit; False refuses a folder that has one.
@@ -95,8 +94,9 @@ def fit(
         FloatingPointError: when the loss is no longer finite; the last good checkpoint is kept.
         MemoryError: when a forward pass and its gradient do not fit into the memory; it says how many samples would.
         Preempted: when SIGTERM has stopped the run; the process exits with status 75 unless it is caught.
-        ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, when labels of tensor
-            data are none that the model knows, or the batch cannot be shared by the processes.
+        ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, or is another folder
+            for another process, when labels of tensor data are none that the model knows, or the batch cannot be
+            shared by the processes.
         TypeError: for arguments of a wrong kind, a class in place of an object among them.
 
     Example:
@@ -135,6 +135,8 @@ def fit(
     average = AveragedWeights(model, config.average_half_life, config.average_ramp)
     stored = _restore(folder, resume, config, recipe, ingredients, model, average)
     first_step = 0 if stored is None else stored.step
+    with together(processes, folder):
+        same_step(first_step, folder, accelerator)
     live = model
     if sharded:
         live = sharding.shard(copy.deepcopy(model), device, config.compile)
@@ -152,24 +154,26 @@ def fit(
         )
     log = RunLog(folder, first_step) if folder is not None and accelerator.is_main_process else None
 
-    trained: Any = torch.compile(live) if config.compile and not sharded else live
-    if processes > 1 and not sharded:
-        trained = accelerator.prepare_model(trained)
-    no_sync: Any = functools.partial(sharding.no_sync, live) if sharded else getattr(trained, "no_sync", None)
+    trained: Any = accelerator.prepare_model(live) if processes > 1 and not sharded else live
+    if config.compile and not sharded:
+        trained = torch.compile(trained)  # around DDP: it cuts the graph where gradients are sent, during the rest
+    # Shared weights: a sum of gradients that waits for the last part would be whole on each device.
+    no_sync = contextlib.nullcontext if processes == 1 or sharded else trained.no_sync
     precision = resolve_precision(config.precision, device)
     stream: Iterator[Batch] = batches(
         data, batch_size=config.batch_size, seed=keyed.mix(config.seed, 1), first_step=first_step,
-        last_step=last_step, share=share, device=device, workers=config.workers,
+        last_step=last_step, share=share if coupling is None else slice(0, config.batch_size), device=device,
+        workers=config.workers,
     )  # fmt: skip
     noise_seed = keyed.mix(config.seed, 2)
-    if coupling is not None:
+    if coupling is not None:  # of whole batches: partners may lie in another process's share
         # A seed of its own: with the loss's, the noise and the times would come from the same random bits.
-        noisy = with_noise(stream, seed=keyed.mix(config.seed, 4), first_step=first_step, first_row=share.start)
-        stream = couple_ahead(noisy, coupling)  # type: ignore[assignment]
+        noisy = with_noise(stream, seed=keyed.mix(config.seed, 4), first_step=first_step)
+        stream = (map_batch(lambda x: x[share], batch) for batch in couple_ahead(noisy, coupling))  # type: ignore[arg-type]
 
-    def save(step: int) -> Path | None:
+    def save(step: int) -> None:
         if not (sharded or accelerator.is_main_process):  # whoever keeps a share must hand it in
-            return None
+            return
         main = accelerator.is_main_process
         tensors = {
             "weights": sharding.whole(live.state_dict(), main),
@@ -177,15 +181,14 @@ def fit(
             "optimizer": sharding.whole(checkpoints.optimizer_tensors(optimizer), main),
         }
         if not main:
-            return None
+            return
         stored = checkpoints.Checkpoint(
             step=step, config=config.as_dict(), model=models.describe(model), recipe=recipe, ingredients=ingredients,
             diffusion=entry.diffusion(loss), **tensors,
         )  # fmt: skip
         assert folder is not None
-        path = checkpoints.save(folder / "checkpoints", stored)
+        checkpoints.save(folder / "checkpoints", stored)
         checkpoints.prune(folder / "checkpoints", config.keep_checkpoints)
-        return path
 
     def averaged() -> nn.Module:
         if not sharded:
@@ -213,7 +216,7 @@ def fit(
                 rows_of_part = slice(part * rows, (part + 1) * rows)
                 piece = batch if config.accumulate == 1 else map_batch(lambda x: x[rows_of_part], batch)  # noqa: B023
                 last_part = part == config.accumulate - 1
-                with contextlib.nullcontext() if processes == 1 or last_part else no_sync():
+                with contextlib.nullcontext() if last_part else no_sync():
                     try:
                         with keyed.keyed(noise_seed, step, share.start + part * rows), autocast(precision, device):
                             value = loss(trained, piece)
@@ -223,8 +226,9 @@ def fit(
                     except torch.OutOfMemoryError as error:
                         value, crowded = None, str(error).split(". ")[0]  # the error holds what fills the memory
                 if value is None:
-                    tried = None if sharded else model  # a module of one's own, which waits for nobody
-                    raise MemoryError(what_fits(loss, tried, piece, rows, config.accumulate, precision, crowded))
+                    tried = None if sharded else model
+                    said = what_fits(loss, tried, piece, rows, config.accumulate, precision, crowded, processes > 1)
+                    raise MemoryError(said)
                 losses[step - first_step] += value.detach()
             if config.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
@@ -252,7 +256,8 @@ def fit(
             if due:
                 check_weights(live, done, folder, accelerator if sharded else None)
             if due and folder is not None:
-                written = save(done)
+                save(done)
+                written = checkpoints.path_of(folder / "checkpoints", done)
                 accelerator.wait_for_everyone()
             if show:
                 mean_model = averaged()
@@ -263,7 +268,8 @@ def fit(
             if stop and not last:
                 if log is not None:
                     log.close()
-                raise Preempted(done, checkpoints.locate(folder))  # type: ignore[arg-type]
+                assert written is not None
+                raise Preempted(done, written)
     seconds = time.perf_counter() - started
     if log is not None:
         log.close()

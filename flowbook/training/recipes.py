@@ -17,6 +17,7 @@ Unknown sections and unknown keys are refused.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import math
 import os
@@ -186,10 +187,12 @@ def announce(recipe: Recipe) -> str:
         total, name = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "the CPU"
     precision = resolve_precision(config.precision, device)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    need = cost.memory(-(-config.batch_size // (config.accumulate * processes)), precision)
+    shares = processes if config.parallel == "fsdp" else 1
+    kept = dataclasses.replace(cost, weights=-(-cost.weights // shares))
+    need = kept.memory(-(-config.batch_size // (config.accumulate * processes)), precision)
     return (
         f"{type(model).__name__}: {cost}; {steps}\n"
-        f"memory: {need / 1e9:.2g} GB or more for a step; at most {cost.fits(total, precision):,} samples fit into the "
+        f"memory: {need / 1e9:.2g} GB or more for a step; at most {kept.fits(total, precision):,} samples fit into the "
         f"{total / 1e9:.3g} GB of {name}"
     )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -78,16 +76,6 @@ def like(parameter: Any, value: Tensor) -> Tensor:
 
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return torch.empty_like(parameter).copy_(value)
-
-
-@contextlib.contextmanager
-def no_sync(model: Any) -> Iterator[None]:
-    """Backward passes that do not exchange gradients: all but the last part of a batch."""
-    model.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        model.set_requires_gradient_sync(True)
 
 
 def filled(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
