@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
@@ -18,6 +22,24 @@ def test_the_parts_make_the_step_and_the_rates_follow_from_it() -> None:
     work = 3 * 16 * result.cost.flops
     assert result.utilisation == pytest.approx(work / result.step / result.matrix_rate) and result.utilisation < 1
     assert result.memory > 1e6 and f"{torch.__version__}; fp32" in str(result)
+
+
+@pytest.mark.parametrize(("recipe", "changes"), [
+    ("reflow_digits", ["data.root=no/such/pairs"]), ("digits", ["train.accumulate=4"]),
+])  # fmt: skip
+def test_every_kind_of_step_is_timed(recipe: str, changes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    plain = UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x, *rest: (sizes.append(len(x)), plain(self, x, *rest))[1])
+    speed.bench(recipes.read(recipe, ["train.batch_size=8", *changes]), steps=1, warmup=0)
+    expected = {2} if recipe == "digits" else {8}
+    assert set(sizes) - {1} == expected and len(sizes) >= 6  # one sample is looked at for its cost
+
+
+def test_one_of_several_processes_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="bench: it times one process"):
+        speed.bench(recipes.read("digits"))
 
 
 def test_operations_are_counted_as_by_hand() -> None:
@@ -106,6 +128,26 @@ def test_a_gpu_rounds_products_of_float32_as_the_precision_says_and_only_then(pr
     assert now() == before
     with float32_products(precision, torch.device("cpu")):
         assert now() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="the torch installed has one set of switches")
+def test_a_program_may_have_moved_torch_s_new_switches_for_float32() -> None:
+    script = """
+        import torch
+        from flowbook.training.precision import float32_products
+
+        on = torch.backends
+        switches = [on.cuda.matmul, on.mkldnn.matmul, on.cudnn.conv, on.cudnn.rnn]
+        on.cuda.matmul.fp32_precision, on.cudnn.conv.fp32_precision = "tf32", "ieee"
+        before = [switch.fp32_precision for switch in switches]
+        for precision, value in (("fp32", "ieee"), ("bf16", "tf32")):
+            with float32_products(precision, torch.device("cuda")):
+                assert torch.get_float32_matmul_precision() == ("highest" if value == "ieee" else "high")
+                assert on.cuda.matmul.fp32_precision == value and on.cudnn.allow_tf32 == (value == "tf32")
+            assert [switch.fp32_precision for switch in switches] == before
+    """  # in a process of its own: what is mixed stays so
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_command_prints_six_lines_and_refuses_what_is_no_velocity(capsys: pytest.CaptureFixture) -> None:

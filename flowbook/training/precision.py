@@ -37,12 +37,23 @@ def float32_products(precision: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    # Torch has two sets of switches, from 2.9 on. The old one moves the new one along; where a program has moved the
+    # new one, the old one cannot be read any more, and is where it was at the start.
+    matrices, convolutions = "highest", True
+    with contextlib.suppress(RuntimeError):
+        matrices = torch.get_float32_matmul_precision()
+    with contextlib.suppress(RuntimeError):
+        convolutions = torch.backends.cudnn.allow_tf32
+    on: Any = torch.backends
+    switches = [on.cuda.matmul, on.mkldnn.matmul, on.cudnn.conv, on.cudnn.rnn] if hasattr(on.cudnn, "conv") else []
+    before = [switch.fp32_precision for switch in switches]
     rough = precision != "fp32"
     torch.set_float32_matmul_precision("high" if rough else "highest")
     torch.backends.cudnn.allow_tf32 = rough
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(matrices)
+        torch.backends.cudnn.allow_tf32 = convolutions
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
