@@ -9,13 +9,13 @@ shard_000000/           pairs 0 to shard_size - 1
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +30,7 @@ from flowbook._files import flush, write_text
 
 NOTES = ("torch", "flowbook")  # of the manifest: for readers, never compared
 PATIENCE = 600.0
-"""Seconds that a process waits for another one's next shard."""
+"""Seconds that a process waits for another one to write something."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ class PairFolder:
         return range(k * size, min(self.settings["n"], (k + 1) * size))
 
     def missing(self) -> list[int]:
-        return [k for k in range(self.shards) if not self.shard(k).is_dir()]
+        with os.scandir(self.path) as entries:  # one look at the folder: it may be on a network
+            there = {entry.name for entry in entries if entry.is_dir()}
+        return [k for k in range(self.shards) if self.shard(k).name not in there]
 
     def arrays(self, rows: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
         """Type and shape of each array of a shard."""
@@ -103,7 +105,7 @@ class PairFolder:
         """What of a batch goes into each array."""
         return {"x0": x0, "x1": x1, "y": y}
 
-    @contextmanager
+    @contextlib.contextmanager
     def writing(self, k: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """The arrays of a shard, to be filled, and a dict of notes; it is there once the block has ended well."""
         final = self.shard(k)
@@ -137,11 +139,14 @@ class PairFolder:
             file = self.shard(k) / f"{name}.npy"
             try:
                 array = np.load(file, mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
+            except (FileNotFoundError, ValueError, EOFError) as error:
                 raise self._damaged(file, str(error)) from error
             if (array.dtype, array.shape) != (dtype, shape):
                 raise self._damaged(file, f"expected {dtype} {shape}; got {array.dtype} {array.shape}")
-            opened.append(array.view(np.ndarray))  # a memory map without its class, which is slow to index
+            # NumPy's map keeps a file descriptor, of which a process has a thousand; torch's does not.
+            size, first = file.stat().st_size, array.offset
+            content = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()
+            opened.append(content[first:].view(dtype).reshape(shape))
         return opened
 
     def notes(self, k: int) -> dict[str, Any]:
@@ -152,19 +157,28 @@ class PairFolder:
             raise self._damaged(file, repr(error)) from error
 
     def wait_for_others(self) -> None:
-        """Until the shards of the other processes are there; an error when none of them has come for long."""
-        missing, since = self.missing(), time.monotonic()
+        """Until the shards of the other processes are there; an error when nothing has been written for long."""
+        missing, sign, since, pause = self.missing(), self._last_write(), time.monotonic(), 0.1
         while missing:
-            time.sleep(0.1)
-            now = self.missing()
-            if len(now) < len(missing):
-                since = time.monotonic()
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+            now, last = self.missing(), self._last_write()
+            if len(now) < len(missing) or last != sign:
+                since, sign = time.monotonic(), last
             elif time.monotonic() - since > PATIENCE:
                 raise TimeoutError(
-                    f"out: {len(now)} shards of {self.path} are missing, and no other process has written one for "
+                    f"out: {len(now)} shards of {self.path} are missing, and no other process has written for "
                     f"{PATIENCE:.0f} seconds; call again to make them"
                 )
             missing = now
+
+    def _last_write(self) -> float:
+        """When another process last wrote into a shard that is not complete."""
+        times = [0.0]
+        for file in self.path.glob(".shard_*/*"):
+            with contextlib.suppress(FileNotFoundError):  # it is complete by now, and has its name
+                times.append(file.stat().st_mtime)
+        return max(times)
 
     def _damaged(self, file: Path, what: str) -> ValueError:
         return ValueError(f"folder: {file} is damaged: {what}; remove {file.parent} and call generate_pairs again")

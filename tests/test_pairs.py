@@ -10,10 +10,12 @@ import os
 import pickle
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -414,6 +416,39 @@ def test_a_process_that_waits_in_vain_for_the_others_says_so(tmp_path: Path, mon
         generate_pairs(ones, (2,), 40, tmp_path, name="ones", **PLANE)
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert len(generate_pairs(ones, (2,), 40, tmp_path, name="ones", **PLANE)) == 40
+
+
+def test_a_process_waits_as_long_as_another_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowbook._pair_files.PATIENCE", 0.5)
+    folder = PairFolder.claim(tmp_path, {"n": 16, "shard_size": 16, "dtype": "float32", "shape": [2], "labels": None})
+    file = tmp_path / ".shard_000000.99" / "x1.npy"
+    file.parent.mkdir()
+    file.touch()
+    stopped = []
+
+    def write() -> None:
+        for n in range(40):
+            os.utime(file, (n, n))
+            time.sleep(0.05)
+        stopped.append(time.monotonic())
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with pytest.raises(TimeoutError, match="no other process has written"):
+        folder.wait_for_others()
+    assert stopped and time.monotonic() > stopped[0]
+    thread.join()
+
+
+def test_a_folder_may_have_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
+    pairs = generate_pairs(ones, (2,), 100, tmp_path, name="ones", method="euler", steps=1, shard_size=1)
+    expected = everything(pairs)[1]
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, usual[1]))
+    try:
+        assert torch.equal(everything(PairDataset(tmp_path))[1], expected)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
 
 
 def test_a_progress_bar_tells_the_time_left(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
