@@ -313,6 +313,24 @@ def test_a_folder_that_cannot_be_written_ends_in_one_line(tmp_path: Path, capsys
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.2)
+    said = []
+
+    def also(velocity: nn.Module, batch: Any) -> torch.Tensor:
+        if not said:
+            try:
+                train(tmp_path)
+            except ValueError as error:
+                said.append(str(error))
+        return FlowMatching()(velocity, batch)
+
+    settings = TrainConfig(steps=2, batch_size=8)
+    assert fit(mlp(), also, data.moons(), settings, out=tmp_path).step == 2
+    assert said[0].startswith(f"out: another run is using {tmp_path} at the moment; choose another folder")
+    assert fit(mlp(), also, data.moons(), TrainConfig(steps=4, batch_size=8), out=tmp_path / "other").step == 4
+
+
 IMAGES = torch.zeros(40, 1, 8, 8)
 
 

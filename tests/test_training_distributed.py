@@ -259,7 +259,7 @@ def test_two_processes_that_share_the_weights_take_the_steps_of_one(tmp_path: Pa
 
 
 def test_shared_weights_are_refused_where_the_network_is_called_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=2)
+    accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=2, is_main_process=True)
     monkeypatch.setattr(loop, "_accelerator", lambda config: accelerator)
     with pytest.raises(ValueError, match=r"parallel: 'fsdp' .* MaximumLikelihood .* use 'ddp'"):
         loop.fit(MLP(2), MaximumLikelihood(steps=2), torch.zeros(8, 2), TrainConfig(batch_size=4, parallel="fsdp"))

@@ -12,14 +12,17 @@ leaves the previous ones as they were. Nothing in it is executed when it is read
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,6 +32,8 @@ from flowbook._files import flush
 from flowbook.diffusion import Diffusion, NoiseSchedule
 from flowbook.training.sharding import like
 
+PATIENCE = 20.0
+"""Seconds to wait for a folder: the readers of a run that was killed outlive it by some."""
 STATE = ("step", "config", "model", "recipe", "ingredients", "diffusion")
 FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json")
 
@@ -72,6 +77,24 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
+
+
+@contextlib.contextmanager
+def alone(folder: Path | None) -> Iterator[None]:
+    """Keep a run's folder to this run; the lock ends with the process, however that ends."""
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / ".lock", timeout=PATIENCE).acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"out: another run is using {folder} at the moment; choose another folder, or wait until it has ended. "
+            "(One run on several GPUs is started by torchrun or accelerate launch.)"
+        ) from error
+    with lock:
+        yield
 
 
 def path_of(folder: Path, step: int) -> Path:

@@ -94,9 +94,9 @@ def fit(
         FloatingPointError: when the loss is no longer finite; the last good checkpoint is kept.
         MemoryError: when a forward pass and its gradient do not fit into the memory; it says how many samples would.
         Preempted: when SIGTERM has stopped the run; the process exits with status 75 unless it is caught.
-        ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, or is another folder
-            for another process, when labels of tensor data are none that the model knows, or the batch cannot be
-            shared by the processes.
+        ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, is used by another run
+            at the moment, or is another folder for another process; when labels of tensor data are none that the model
+            knows, or the batch cannot be shared by the processes.
         TypeError: for arguments of a wrong kind, a class in place of an object among them.
 
     Example:
@@ -111,8 +111,18 @@ def fit(
     folder = None if out is None else Path(out)
     entry.check(velocity, loss, data, config, coupling, folder, stop_after, preview)
     recipe = None if recipe is None else json.loads(json.dumps(recipe))
-    ingredients = {} if folder is None else entry.ingredients(loss, coupling, data)
     accelerator = _accelerator(config)
+    with checkpoints.alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
+        return _fit(velocity, loss, data, config, coupling, folder, resume, stop_after, preview, recipe, progress,
+                    accelerator)  # fmt: skip
+
+
+def _fit(
+    velocity: nn.Module, loss: Loss, data: Any, config: TrainConfig, coupling: Coupling | None, folder: Path | None,
+    resume: bool, stop_after: int | None, preview: Callable[[nn.Module], Tensor] | None, recipe: dict[str, Any] | None,
+    progress: bool | None, accelerator: Any,
+) -> TrainResult:  # fmt: skip
+    ingredients = {} if folder is None else entry.ingredients(loss, coupling, data)
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     parts = processes * config.accumulate
     if config.batch_size % parts:
@@ -150,7 +160,7 @@ def fit(
         warnings.warn(
             f"out: the run in {folder} is at step {first_step} already, the last one asked for is {last_step}: nothing "
             "is left to train",
-            stacklevel=2,
+            stacklevel=3,
         )
     log = RunLog(folder, first_step) if folder is not None and accelerator.is_main_process else None
 
