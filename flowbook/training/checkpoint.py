@@ -33,7 +33,7 @@ from flowbook.diffusion import Diffusion, NoiseSchedule
 from flowbook.training.sharding import like
 
 PATIENCE = 20.0
-"""Seconds to wait for a folder: the readers of a run that was killed outlive it by some."""
+"""Seconds to wait for a folder, since the readers of a run that was killed outlive it by some."""
 STATE = ("step", "config", "model", "recipe", "ingredients", "diffusion")
 FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json")
 
