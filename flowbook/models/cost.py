@@ -75,8 +75,8 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
         >>> found = cost(network, torch.zeros(1, 3, 32, 32))
         >>> print(found)
         36,599,683 weights, 12.4 GFLOP for each sample and evaluation
-        >>> f"{found.memory(128) / 1e9:.1f} GB for batches of 128"
-        '7.2 GB for batches of 128'
+        >>> 7e9 < found.memory(128) < 8.1e9  # bytes for batches of 128; it depends a little on the version of torch
+        True
     """
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -167,7 +167,7 @@ def announce(recipe: Recipe) -> str:
     Example:
         >>> print(announce(read("digits")))  # doctest: +ELLIPSIS
         UNet: 151,137 weights, 6.95 MFLOP for each sample and evaluation; 2,000 steps of 64
-        memory: 0.017 GB or more for a step; at most ... samples fit into the ... GB of the CPU
+        memory: 0.01... GB or more for a step; at most ... samples fit into the ... GB of the CPU
     """
     _check(recipe)
     with torch.device("meta"):  # shapes without numbers
