@@ -37,7 +37,7 @@ def _potentials(cost: Tensor, regs: tuple[float, ...]) -> Tensor:
     """One number for each column, shape (n,): rough ones do, so float32 and a few steps of plain arithmetic."""
     spread = float(cost.std(correction=0))
     potentials = cost.new_zeros(len(cost))
-    if spread == 0:
+    if spread == 0 or float(cost.sum()) > torch.finfo(torch.float32).max:  # the solver does without
         return potentials
     scaled = cost.float().sub_(float(cost.mean())).div_(spread)
     kernel = torch.empty_like(scaled)  # the one large array that all steps write: new ones would cost as much again

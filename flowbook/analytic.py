@@ -84,7 +84,7 @@ class GaussianMixture:
     def entropy(self, n: int = 1_000_000, generator: torch.Generator | None = None) -> float:
         """The entropy in nats: in closed form for one Gaussian, else the mean of -log p over n draws.
 
-        The standard error is about 1 / sqrt(n) nats: 0.001 for the default.
+        The standard error is about sqrt(D / (2 n)) nats in D dimensions: 0.001 for the default in two.
         """
         if len(self.means) == 1:
             return self.dim * (0.5 * math.log(2 * math.pi * math.e) + math.log(float(self.stds[0])))

@@ -45,7 +45,11 @@ class LogProb:
     log_prob: Tensor
     """The log-density of each sample in nats, shape (B,)."""
     std_err: Tensor
-    """Its standard error over the probes, shape (B,). It is 0 for the exact trace and NaN for a single probe."""
+    """Its standard error over the probes, shape (B,). It is 0 for the exact trace and NaN for a single probe.
+
+    In few dimensions with few probes it is itself uncertain: in two dimensions random signs take two values only, and P
+    probes that happen to agree, one time in 2^(P-1), give 0. The exact trace costs no more there.
+    """
     latent: Tensor
     """Where the flow leads each sample at t = 0, shape (B, ...)."""
     nfe: int

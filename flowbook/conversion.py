@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flowbook import _validate
 from flowbook._model import Velocity, Wrapper, call
-from flowbook.paths import QUANTITIES, LinearPath, Path
+from flowbook.paths import QUANTITIES, SINGULAR_MARGIN, LinearPath, Path
 
 
 class ConvertedVelocity(Wrapper):
@@ -53,7 +54,9 @@ def as_velocity(model: Callable[..., Tensor], path: Path, prediction: str = "noi
 
 
 def path_of(velocity: Velocity) -> Path:
-    """The path of a velocity made by conversion, also behind guidance; LinearPath() for every other velocity.
+    """The path of a velocity made by conversion, also behind guidance, retiming or torch's wrappers.
+
+    Of every other velocity it is LinearPath().
 
     Example:
         >>> from flowbook.paths import CosinePath
@@ -61,12 +64,53 @@ def path_of(velocity: Velocity) -> Path:
         (CosinePath(), LinearPath(sigma_min=0.0))
     """
     while not isinstance(velocity, ConvertedVelocity):
-        # Guidance keeps the velocity in the one attribute, torch's wrappers keep a module in the other.
-        inner = getattr(velocity, "velocity", None) or getattr(velocity, "module", None)
+        if isinstance(velocity, Retimed):
+            return RetimedPath(path_of(velocity.velocity), velocity.power)
+        # Guidance keeps the velocity in the first attribute, torch's wrappers keep a module in the others.
+        names = ("velocity", "module", "_orig_mod")
+        inner = next((getattr(velocity, name) for name in names if getattr(velocity, name, None) is not None), None)
         if inner is None:
             return LinearPath()
         velocity = inner
     return velocity.path
+
+
+@dataclass(frozen=True)
+class RetimedPath(Path):
+    """A path in the time of :func:`retimed`.
+
+    Example:
+        >>> RetimedPath(LinearPath(), power=3.0).alpha(torch.tensor(0.5))
+        tensor(0.8750)
+    """
+
+    path: Path
+    """The path in the time t."""
+    power: float
+    """As in :func:`retimed`."""
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        first, last = (1 - (1 - t) ** (1 / self.power) for t in self.path.t_range)
+        return first, min(last, 1 - SINGULAR_MARGIN)  # at u = 1 the flow stands still
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        return self.path.alpha(self._inner(t)[0])
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return self.path.sigma(self._inner(t)[0])
+
+    def alpha_dot(self, t: Tensor | float) -> Tensor:
+        inner, speed = self._inner(t)
+        return speed * self.path.alpha_dot(inner)
+
+    def sigma_dot(self, t: Tensor | float) -> Tensor:
+        inner, speed = self._inner(t)
+        return speed * self.path.sigma_dot(inner)
+
+    def _inner(self, u: Tensor | float) -> tuple[Tensor, Tensor]:
+        left = 1 - (u if isinstance(u, Tensor) else torch.tensor(u, dtype=torch.float64))
+        return 1 - left**self.power, self.power * left ** (self.power - 1)
 
 
 class Retimed(Wrapper):

@@ -51,8 +51,8 @@ class OptimalTransport:
     Args:
         method: "exact" solves the assignment problem (SciPy, on the CPU, O(B^3)). "sinkhorn" computes the entropic
             plan in the log domain, on the device of the batch, and rounds it to a permutation.
-        reg: the entropy of "sinkhorn", in units of the mean squared distance of the batch, so that one value serves
-            every dimension and scale.
+        reg: the entropy of "sinkhorn", in units of the mean squared distance of the batch, once the means lie on
+            each other, so that one value serves every dimension and scale.
         label_aware: pair only within each label. Otherwise the noise that meets label y is no longer distributed
             like the source: a conditional model would be trained from the wrong start (Cheng and Schwing 2025).
 

@@ -288,5 +288,5 @@ def _log_bin(x: Tensor, mean: Tensor, std: Tensor, levels: int) -> Tensor:
     # Both ends on the side where the normal's tail is small, or the difference of two ones would be 0.
     flip = lower > 0
     lower, upper = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-    mass = torch.special.ndtr(upper) - torch.special.ndtr(lower)
-    return mass.clamp_min(1e-12).log()
+    above, below = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+    return above + torch.log1p(-torch.exp(below - above))  # in logarithms: far out the masses themselves are 0

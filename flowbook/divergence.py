@@ -161,31 +161,39 @@ def jacobian_terms(
     compiling = torch.compiler.is_compiling()
     if not compiling and torch.is_inference_mode_enabled():
         raise RuntimeError("divergence: torch.inference_mode() allows no derivatives; use torch.no_grad() instead")
-    batch, dim = len(x), x.shape[1:].numel()
-    traces = norms = x.new_zeros(1 if noise is None else len(noise), batch)
-    found = False
     # The fused attention kernels have one backward pass and nothing else: no forward mode, no second derivatives, no
     # passes in batches. Plain matrix products have them all.
     once = noise is not None and len(noise) == 1 and mode == "reverse" and not create_graph and not compiling
     attention = contextlib.nullcontext() if once else sdpa_kernel(SDPBackend.MATH)
     with torch.set_grad_enabled(create_graph or mode == "reverse"), attention:
-        multiply = (_backward if mode == "reverse" else _forward)(velocity, x, t, y, create_graph)
-        for start, vectors in _basis(x, mode) if noise is None else [(0, noise)]:
-            v, products = multiply(vectors, noise is not None or start + len(vectors) == dim)
-            if products is None:
-                break
-            found = found or mode == "reverse" or not _validate.values_are_readable(v) or bool(products.any())
-            products = products.reshape(len(vectors), batch, dim)
-            if noise is None:
-                diagonal = products[:, :, start : start + len(vectors)].diagonal(dim1=0, dim2=2)
-                traces = traces + diagonal.sum(1)
-            else:
-                traces = torch.linalg.vecdot(products, noise.reshape(products.shape))
-            if squares:
-                norms = norms + products.square().sum((0, 2) if noise is None else 2)
-        if not found:
-            _check_constant(velocity, v, x, t, y)
+        v, traces, norms = _terms(velocity, x, t, y, noise, create_graph, mode, squares)
     return (v, traces, norms) if create_graph else (v.detach(), traces.detach(), norms.detach())
+
+
+def _terms(
+    velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None, noise: Tensor | None, create_graph: bool,
+    mode: str, squares: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    batch, dim = len(x), x.shape[1:].numel()
+    traces = norms = x.new_zeros(1 if noise is None else len(noise), batch)
+    found = False
+    multiply = (_backward if mode == "reverse" else _forward)(velocity, x, t, y, create_graph)
+    for start, vectors in _basis(x, mode) if noise is None else [(0, noise)]:
+        v, products = multiply(vectors, noise is not None or start + len(vectors) == dim)
+        if products is None:
+            break
+        found = found or mode == "reverse" or not _validate.values_are_readable(v) or bool(products.any())
+        products = products.reshape(len(vectors), batch, dim)
+        if noise is None:
+            diagonal = products[:, :, start : start + len(vectors)].diagonal(dim1=0, dim2=2)
+            traces = traces + diagonal.sum(1)
+        else:
+            traces = torch.linalg.vecdot(products, noise.reshape(products.shape))
+        if squares:
+            norms = norms + products.square().sum((0, 2) if noise is None else 2)
+    if not found:
+        _check_constant(velocity, v, x, t, y)
+    return v, traces, norms
 
 
 def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -301,6 +309,11 @@ def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float,
     """No gradient leads from v to x: right for a velocity that is constant in x, wrong for one that is cut off."""
     if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(v):
         return
+    with torch.enable_grad():  # the slopes that forward mode has found may be 0 by themselves
+        z = x.detach().requires_grad_()
+        again = call(velocity, z, t, y)
+        if again.requires_grad and torch.autograd.grad(again.sum(), z, allow_unused=True)[0] is not None:
+            return
     with torch.no_grad():
         elsewhere = call(velocity, 1.1 * x + 0.37, t, y)
     if not torch.allclose(v, elsewhere, rtol=0, atol=0, equal_nan=True):

@@ -37,7 +37,8 @@ def invert(velocity: Velocity, x1: Tensor, *, y: Tensor | None = None, **options
         x1: data, shape (B, ...).
         y: labels, shape (B,).
         options: of ``solve``, without times. ``save_at`` runs from 1 to 0. A tolerance bounds the root mean square over
-            the whole batch: in D dimensions one number alone may be off by sqrt(D) times as much.
+            the whole batch: with B samples in D dimensions one number alone may be off by sqrt(B D)
+            times as much.
 
     Returns:
         A :class:`~flowbook.solvers.Solution`; its ``x`` is the latent, shape (B, ...).

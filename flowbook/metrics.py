@@ -113,6 +113,9 @@ def mmd(a: Tensor, b: Tensor, bandwidth: float | None = None) -> float:
             )
     _validate.number("bandwidth", bandwidth, 0, math.inf, low_open=True)
 
+    middle = torch.cat([a, b]).mean(0)  # far from the origin distances by matrix products lose their digits
+    a, b = a - middle, b - middle
+
     def kernel(u: Tensor, v: Tensor) -> Tensor:
         return torch.exp(-torch.cdist(u, v).square() / (2 * bandwidth**2))
 
@@ -144,7 +147,9 @@ def normalised_path_energy(
 ) -> float:
     r"""How much more than necessary the flow moves, :math:`|\text{energy} - W_2^2| / W_2^2`; 0 for optimal transport.
 
-    Tong et al. 2024, equation 18 (NPE).
+    The normalised path energy of Tong et al. 2024. :math:`W_2` is that of the two samples, which is larger than that
+    of their distributions: from independent samples of an optimal flow it is 0.03 in 2 dimensions with 256 of each, but
+    0.5 in 8 and nearly 1 in 64. So it is for few dimensions, and for comparisons at one n.
 
     Args:
         x0: noise, shape (n, ...).
@@ -285,8 +290,10 @@ def frechet_from_moments(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> 
     # tr (A B)^(1/2) = the sum of the square roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric.
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
-    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+    products = torch.linalg.eigvalsh(root @ cov_b @ root)
+    products = products * (products > len(products) * torch.finfo(products.dtype).eps * products.max())  # not rounding
+    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * products.sqrt().sum()
+    return max(0.0, float(distance))
 
 
 def nearest_neighbours(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,7 +306,8 @@ def nearest_neighbours(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
     """
     x, data = _samples("x", x), _samples("data", data)
     _same_dimension("data", data, "x", x)
-    distances = torch.cdist(x, data)
+    middle = data.mean(0)  # far from the origin distances by matrix products lose their digits
+    distances = torch.cdist(x - middle, data - middle)
     nearest = distances.min(dim=1)
     return nearest.values, nearest.indices
 

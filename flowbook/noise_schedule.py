@@ -89,6 +89,10 @@ class NoiseSchedule:
             offset: their s, which keeps the first betas from being too small.
             largest: the last betas are cut to this.
 
+        Next to pure noise the data's amplitude changes hundreds of times faster than on the linear schedule. Sample its
+        probability flow with DDIM, or with "midpoint", whose result gives the slope at t = 0 no weight; and let a
+        network predict the velocity, since noise turned into data is divided by that amplitude.
+
         Example:
             >>> NoiseSchedule.cosine(100).betas[-1]
             tensor(0.9990, dtype=torch.float64)
@@ -261,7 +265,7 @@ class SchedulePath(Path):
     r"""A schedule as a path in continuous time: t = 1 - i / (T - 1), so t = 0 is the noisiest step and t = 1 step 0.
 
     Between the steps the logarithm of the signal-to-noise ratio, :math:`\lambda`, is interpolated by monotone cubics
-    (Fritsch and Carlson 1980), so that the velocity is continuous, and :math:`\alpha^2 = 1/(1 + e^{-\lambda})`,
+    (Fritsch and Butland 1984), so that the velocity is continuous, and :math:`\alpha^2 = 1/(1 + e^{-\lambda})`,
     :math:`\sigma^2 = 1 - \alpha^2`. At t = 1 the small noise of step 0 is left, and at t = 0 the small signal of step
     T - 1.
 

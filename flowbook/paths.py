@@ -246,7 +246,8 @@ class LinearPath(Path):
         return _tensor(t) * 1.0
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        return 1.0 - (1.0 - self.sigma_min) * _tensor(t)
+        t = _tensor(t)
+        return (1.0 - t) + self.sigma_min * t  # exact at both ends, also in float32
 
     def alpha_dot(self, t: Tensor | float) -> Tensor:
         return torch.ones_like(_tensor(t))

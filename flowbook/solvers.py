@@ -137,8 +137,8 @@ def solve(
         save_at: times from t0 to t1, in order, at which the state is kept. They change neither the steps nor x: between
             two steps the state is interpolated, by a method's continuous extension (euler to first order, heun and
             midpoint to second, rk4 and ab3 to third) or by torchdiffeq's quartic, which follows dopri5 to some 30 times
-            its tolerance but dopri8, bosh3 and fehlberg2 only to about 1e-4: solve to each time in turn where that
-            matters.
+            its tolerance. For dopri8 and bosh3 it may be ten to ten thousand times worse than x: solve to each time in
+            turn where that matters.
         differentiable: keep the graph, for gradients through the solver.
 
     Returns:

@@ -11,7 +11,7 @@ from helpers import ALL_PATHS, INF, NAN, Recorder, normal, randomised, seeded
 from torch import Tensor, nn
 
 from flowbook.analytic import GaussianMixture
-from flowbook.conversion import as_velocity, path_of
+from flowbook.conversion import as_velocity, path_of, retimed
 from flowbook.denoising import HALVINGS, denoise, estimate_noise, time_of_noise
 from flowbook.diffusion import NoiseSchedule, SchedulePath, probability_flow
 from flowbook.flow_matching import guided
@@ -295,3 +295,20 @@ def test_law_11_bad_input_is_named_before_the_velocity_is_called(call: Any, erro
 def test_law_11_a_velocity_that_is_not_finite_has_no_noise_level() -> None:
     with pytest.raises(RuntimeError, match="velocity: expected finite values to estimate the noise from"):
         estimate_noise(lambda x, t: x * NAN, X + 1)
+
+
+@pytest.mark.parametrize("estimate", ["mean", "ode"])
+def test_a_flow_in_another_time_or_compiled_denoises_as_before(estimate: str) -> None:
+    data = GaussianMixture([[1.0]], 0.5)
+    path = SchedulePath(NoiseSchedule.linear(1000))
+    x, options = torch.tensor([[1.5]], dtype=torch.float64), {"estimate": estimate, "noise_std": 0.7}
+    options |= {"rtol": 1e-9, "atol": 1e-9} if estimate == "ode" else {}
+    posterior = (1.0 / 0.25 + 1.5 / 0.49) / (1 / 0.25 + 1 / 0.49)
+    for own in (path, LinearPath(), CosinePath()):
+        flow = as_velocity(lambda x, t, y=None, own=own: data.denoised(x, t, own), own, "data")
+        found = denoise(flow, x, **options).x
+        assert estimate == "ode" or float(found) == pytest.approx(posterior, abs=1e-6)
+        changed = (retimed(flow), guided(retimed(flow, 2.0), 1.0, 3), torch.compile(flow, backend="eager"))
+        for other in (changed[0], changed[2]):
+            torch.testing.assert_close(denoise(other, x, **options).x, found, rtol=0, atol=1e-5)
+        assert path_of(changed[1]) == path_of(retimed(flow, 2.0)) != own and path_of(changed[2]) == own

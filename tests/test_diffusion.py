@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import INF
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -598,3 +599,26 @@ def test_on_another_device_the_tables_are_moved_once(schedule: NoiseSchedule) ->
         use()
     assert moves.count == 0
     assert schedule.on(x.device) is schedule.on(x.device) is schedule.on(x.device).on(x.device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("x", "mean", "std"),
+    [(0.2, 0.25, 0.02), (0.2, -0.3, 0.05), (0.2, 0.9, 0.01), (-0.4, 0.9, 0.01), (1.0, 0.3, 0.01), (-1.0, 0.0, 0.1)],
+)
+def test_the_last_bin_of_the_bound_is_right_far_out(x: float, mean: float, std: float, dtype: torch.dtype) -> None:
+    lower, upper = (-INF if x == -1 else (x - 0.1 - mean) / std), (INF if x == 1 else (x + 0.1 - mean) / std)
+    z = torch.linspace(max(lower, -200.0), min(upper, 200.0), 1_000_001, dtype=torch.float64)
+    expected = torch.logsumexp(-0.5 * z**2, 0) + math.log(float(z[1] - z[0]) / math.sqrt(2 * math.pi))
+    found = diffusion._log_bin(*(torch.tensor(value, dtype=dtype) for value in (x, mean, std)), levels=11)
+    assert float(found) == pytest.approx(float(expected), rel=1e-2 if expected < -100 else 2e-3, abs=1e-4)
+
+
+def test_a_model_that_errs_at_the_last_step_pays_for_it_in_full() -> None:
+    schedule, x1 = NoiseSchedule.linear(1000), torch.ones(1, 1)
+
+    def errs(x: Tensor, i: Tensor) -> Tensor:
+        return torch.where(i[:, None] > 0, 1.0, 0.5)
+
+    bits = diffusion.bits_per_dim(errs, x1, schedule, prediction="data")
+    assert float(bits) == pytest.approx(1782.15, rel=1e-3)  # the Gaussian's tail beyond 49.6 standard deviations

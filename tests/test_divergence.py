@@ -480,3 +480,11 @@ X = torch.zeros(3, 2)
 def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_slope_of_0_is_no_cut_graph() -> None:
+    x = torch.zeros(2, 2)
+    for mode in ("reverse", "forward"):
+        assert torch.equal(divergence(lambda x, t: x**2, x, 0.5, mode=mode)[1], torch.zeros(2))
+    with pytest.raises(RuntimeError, match="no gradient leads back to x"):
+        divergence(lambda x, t: x.detach() ** 2, x, 0.5, mode="forward")

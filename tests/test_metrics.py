@@ -211,3 +211,18 @@ F = normal(10, 3)
 def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_distances_hold_far_from_the_origin_and_for_huge_numbers() -> None:
+    a, b = normal(64, 3, seed=0), normal(64, 3, seed=1)
+    distance, index = metrics.nearest_neighbours(b.float() + 1e3, torch.cat([a, b]).float() + 1e3)
+    assert float(distance.max()) < 1e-3 and torch.equal(index, torch.arange(64) + 64)
+    assert metrics.mmd(a + 1e7, b + 1e7, 1.0) == pytest.approx(metrics.mmd(a, b, 1.0), abs=1e-6)
+    assert metrics.wasserstein2(1e19 * a.float(), 1e19 * b.float()) == pytest.approx(
+        1e19 * metrics.wasserstein2(a.float(), b.float()), rel=1e-5
+    )
+
+
+def test_a_set_of_low_rank_is_at_distance_0_from_itself() -> None:
+    features = 100 * normal(200, 8, seed=0) @ normal(8, 64, seed=1)
+    assert 0 <= metrics.frechet_distance(features, features) < 1e-4

@@ -286,3 +286,10 @@ def test_misuse_names_the_argument(path: Path, call, error: type[Exception], mes
 def test_impossible_paths_are_refused(build, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("sigma_min", [0.0, 1e-8, 1e-5, 0.3])
+def test_the_linear_path_ends_at_sigma_min_in_float32(sigma_min: float) -> None:
+    path = LinearPath(sigma_min)
+    assert float(path.sigma(torch.tensor(1.0))) == pytest.approx(sigma_min, rel=1e-6)
+    assert float(path.sigma(torch.tensor(0.0))) == 1.0

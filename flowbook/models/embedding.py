@@ -11,7 +11,7 @@ from flowbook import _validate
 
 
 class TimeEmbedding(nn.Module):
-    """Sines and cosines of the time, with frequencies from ``scale`` down to ``scale / 10000`` (Vaswani et al. 2017).
+    """Sines and cosines of the time, of frequencies from ``scale`` towards ``scale / 10000`` (Vaswani et al. 2017).
 
     The transformer's table was made for positions 0 to 1000. Fed with a raw t in [0, 1], all but its first few
     components are constant; ``scale`` stretches the time before the sines see it.

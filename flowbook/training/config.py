@@ -27,7 +27,7 @@ class TrainConfig:
     accumulate: int = 1  # parts in which a process works through its share of the batch, to save memory
     learning_rate: float = 1e-3  # Adam's, after the warm-up
     warmup_steps: int = 0  # linear rise of the learning rate from 0
-    schedule: str = "cosine"  # after the warm-up: "cosine" decay to 0 at the last step, or "constant"
+    schedule: str = "cosine"  # after the warm-up: "cosine" decay towards 0, or "constant"
     weight_decay: float = 0.0  # decoupled (AdamW)
     beta2: float = 0.999  # decay of Adam's second moment
     gradient_clip: float | None = None  # largest norm of the gradient; None leaves it alone

@@ -296,7 +296,7 @@ def _velocity(loss: Loss, network: nn.Module) -> nn.Module:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of a step: a linear rise from 0, then constant or a half cosine down to 0.
+    """The learning rate of a step: a linear rise from 0, then constant or a half cosine that ends a step before its 0.
 
     Example:
         >>> [round(learning_rate(TrainConfig(steps=4, learning_rate=1.0), step), 2) for step in range(4)]
