@@ -41,7 +41,8 @@ def _add(sha: Any, value: Any) -> None:
     elif isinstance(value, (Tensor, np.ndarray)):
         array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else torch.from_numpy(value.copy())
         sha.update(f"{array.dtype} {tuple(array.shape)}".encode())
-        sha.update(array.reshape(-1).view(torch.uint8).numpy())
+        flat = array.reshape(-1) if array.numel() != 1 else array.reshape(())[None]  # one number may have any stride
+        sha.update(flat.view(torch.uint8).numpy())
     elif isinstance(value, (list, tuple)):
         for part in value:
             _add(sha, part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class evaluating:
         self.training: list[nn.Module] = []
 
     def __enter__(self) -> None:
-        if isinstance(self.velocity, nn.Module) and not torch.compiler.is_compiling():
+        if isinstance(self.velocity, nn.Module):
             self.training = [module for module in self.velocity.modules() if module.training]
         for module in self.training:
             module.training = False
@@ -49,6 +50,7 @@ class Wrapper(nn.Module):
     """A module around another model: what a call costs, and which label means "none", are that one's."""
 
     _inner = "velocity"  # the attribute that holds it
+    _transparent = False  # whether it changes only how the model is computed
 
     @property
     def model_calls(self) -> int:
@@ -58,6 +60,19 @@ class Wrapper(nn.Module):
     def null_label(self) -> int | None:
         """The label that means "none"; None if the model inside has none."""
         return null_label_of(getattr(self, self._inner))
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside wrappers that change only how it is computed: torch's, Autocast and Compiled."""
+    while True:
+        if isinstance(model, nn.Module) and "_orig_mod" in model._modules:  # torch.compile
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, Wrapper) and model._transparent:
+            model = getattr(model, model._inner)
+        else:
+            return model
 
 
 def null_label_of(velocity: Velocity) -> int | None:

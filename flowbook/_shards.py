@@ -43,7 +43,16 @@ class Shards(Dataset[Any]):
         return torch.cat([torch.from_numpy(np.array(arrays[-1])) for arrays in self._shards])
 
     def _rows(self, indices: Tensor) -> list[Tensor]:
-        """The rows of each array at some indices."""
+        """The rows of each array at some indices, or where a mask is true."""
+        indices = torch.as_tensor(indices)
+        if indices.dtype == torch.bool:
+            if indices.shape != (len(self),):
+                raise ValueError(f"indices: expected a mask of shape ({len(self)},); got {tuple(indices.shape)}")
+            indices = indices.nonzero()[:, 0]
+        if indices.dim() != 1 or indices.is_floating_point():
+            raise TypeError(
+                f"indices: expected integers of shape (B,); got {indices.dtype} of shape {tuple(indices.shape)}"
+            )
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(f"indices: expected 0 to {len(self) - 1}; got {indices.min()} to {indices.max()}")
         parts = [np.empty((len(indices), *shape[1:]), dtype) for dtype, shape in self._folder.arrays(0).values()]

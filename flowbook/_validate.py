@@ -78,7 +78,9 @@ def float_tensor(name: str, x: Any, *, min_dim: int = 0, finite: bool = False) -
         raise TypeError(f"{name}: expected a floating-point tensor; got dtype {x.dtype}")
     if x.dim() < min_dim:
         raise ValueError(f"{name}: expected at least {min_dim} dimensions (batch first); got shape {tuple(x.shape)}")
-    if finite and not torch.compiler.is_compiling() and not bool(torch.isfinite(x).all()):
+    if not finite or torch.compiler.is_compiling() or x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return
+    if not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"{name}: expected finite numbers; got {bad} NaN or infinite of {x.numel()}")
 

@@ -40,7 +40,7 @@ class GaussianMixture:
         stds: Tensor | Sequence[float] | float,
         weights: Tensor | Sequence[float] | None = None,
     ):
-        self.means = torch.as_tensor(means, dtype=torch.float64)
+        self.means = torch.as_tensor(means, dtype=torch.float64).clone()
         if self.means.dim() != 2:
             raise ValueError(f"means: expected shape (K, D); got {tuple(self.means.shape)}")
         components = len(self.means)

@@ -148,7 +148,7 @@ class _Joint:
         _validate.float_tensor("x1", x1, min_dim=2)
         _validate.one_of("mode", mode, MODES)
         self.velocity, self.mode, self.penalties = velocity, mode, penalties
-        self.shape, self.dims, self.probes = x1.shape, x1[0].numel(), probes
+        self.shape, self.dims, self.probes = x1.shape, x1.shape[1:].numel(), probes
         self.noise = rademacher(probes, like=x1, generator=generator) if trace == "hutchinson" else None
         self.start = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), probes + 2 * penalties)], dim=1)
 
@@ -338,6 +338,12 @@ def _check_weights(kinetic: float, jacobian: float) -> None:
 
 def _source_log_prob(source: Density | None, x: Tensor) -> Tensor:
     if source is not None:
-        return source.log_prob(x)
+        log_p = source.log_prob(x)
+        if log_p.shape != (len(x),):
+            raise ValueError(
+                f"source: expected log_prob(x) of shape ({len(x)},), one number for each sample; got "
+                f"{tuple(log_p.shape)} (torch.distributions.Independent sums over dimensions)"
+            )
+        return log_p
     flat = x.flatten(1)
     return -0.5 * (flat.square().sum(1) + flat.shape[1] * math.log(2 * math.pi))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowbook import _validate
-from flowbook._model import Velocity, Wrapper, call
+from flowbook._model import Velocity, Wrapper, call, unwrapped
 from flowbook.paths import QUANTITIES, SINGULAR_MARGIN, LinearPath, Path
 
 
@@ -63,15 +63,12 @@ def path_of(velocity: Velocity) -> Path:
         >>> path_of(as_velocity(lambda x, t, y=None: x, CosinePath())), path_of(lambda x, t, y=None: x)
         (CosinePath(), LinearPath(sigma_min=0.0))
     """
-    while not isinstance(velocity, ConvertedVelocity):
+    while not isinstance(velocity := unwrapped(velocity), ConvertedVelocity):
         if isinstance(velocity, Retimed):
             return RetimedPath(path_of(velocity.velocity), velocity.power)
-        # Guidance keeps the velocity in the first attribute, torch's wrappers keep a module in the others.
-        names = ("velocity", "module", "_orig_mod")
-        inner = next((getattr(velocity, name) for name in names if getattr(velocity, name, None) is not None), None)
-        if inner is None:
+        if getattr(velocity, "velocity", None) is None:
             return LinearPath()
-        velocity = inner
+        velocity = velocity.velocity  # guidance keeps it there
     return velocity.path
 
 

@@ -125,4 +125,8 @@ def discrete_log_prob(
     """
     _validate.positive_int("draws", draws)
     logs = torch.stack([density(dequantize(x1, levels, generator)) for _ in range(draws)])
-    return torch.logsumexp(logs, 0) - math.log(draws) + x1[0].numel() * math.log(2 / levels)
+    if logs.shape != (draws, len(x1)):
+        raise ValueError(
+            f"density: expected shape ({len(x1)},), one number for each sample; got {tuple(logs[0].shape)}"
+        )
+    return torch.logsumexp(logs, 0) - math.log(draws) + x1.shape[1:].numel() * math.log(2 / levels)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowbook import _validate
-from flowbook._model import Velocity, null_label_of
+from flowbook._model import Velocity, null_label_of, unwrapped
 from flowbook.flow_matching import Guided, guided
 from flowbook.solvers import FIXED, Solution, sample, solve
 
@@ -318,7 +318,7 @@ def edit(
         _validate.labels(name, labels, len(x1))
     _validate.number("strength", strength, 0, 1, low_open=True)
     _validate.number("guidance", guidance, -math.inf, math.inf)
-    if isinstance(velocity, Guided):
+    if isinstance(unwrapped(velocity), Guided):
         raise TypeError("velocity: expected one without guidance, which is for the way forward; pass guidance instead")
     towards = velocity if guidance == 1.0 else _guide(velocity, guidance, null_label)
     turn = 1.0 - strength

@@ -287,13 +287,16 @@ def frechet_from_moments(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> 
     """:func:`frechet_distance` from stored means and covariances."""
     (mean_a, cov_a), (mean_b, cov_b) = ((m.double(), c.double().reshape(len(m), len(m))) for m, c in (a, b))
     _validate.same_shape("b", mean_b, "a", mean_a)
+    for name, moments in (("a", (mean_a, cov_a)), ("b", (mean_b, cov_b))):
+        for part in moments:
+            _validate.float_tensor(name, part, finite=True)
     # tr (A B)^(1/2) = the sum of the square roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric.
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     products = torch.linalg.eigvalsh(root @ cov_b @ root)
     products = products * (products > len(products) * torch.finfo(products.dtype).eps * products.max())  # not rounding
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * products.sqrt().sum()
-    return max(0.0, float(distance))
+    return float(distance.clamp_min(0.0))
 
 
 def nearest_neighbours(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:

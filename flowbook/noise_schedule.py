@@ -51,7 +51,7 @@ class NoiseSchedule:
         low, high = (float(beta) for beta in self.betas.aminmax())
         if not 0 < low <= high < 1:
             raise ValueError(f"betas: expected variances in (0, 1); got {low:g} to {high:g}")
-        object.__setattr__(self, "betas", self.betas.double())
+        object.__setattr__(self, "betas", self.betas.double().clone())
         object.__setattr__(self, "_copies", {})
         signal = float(self.alphas_cumprod[-1].sqrt())
         if signal > LARGEST_SIGNAL:

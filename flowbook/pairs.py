@@ -124,7 +124,8 @@ def teacher(
     # Without docstrings, these two are not in the reference: flowbook.samples shares them.
     _validate.positive_int("n", n)
     _validate.positive_int("seed", seed, at_least=0)
-    return Teacher(velocity, _source(source), _labels(y, n, velocity), seed, solver)
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in solver.items()}
+    return Teacher(velocity, _source(source), _labels(y, n, velocity), int(seed), plain)
 
 
 def generate(
@@ -133,6 +134,7 @@ def generate(
 ) -> PairFolder:  # fmt: skip
     for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         _validate.positive_int(argument, value)
+    n, batch_size, shard_size = int(n), int(batch_size), int(shard_size)
     x0, *_ = teacher.pairs(0, 1)  # on trial: what is wrong with the arguments shows before anything is written
     folder = kind.claim(out, {
         "n": n, "shape": list(x0.shape[1:]), "dtype": str(x0.dtype).removeprefix("torch."), "seed": teacher.seed,

@@ -78,7 +78,7 @@ def reflow_times(
         u = keyed.rand(batch, like=like)
     else:
         u = torch.rand(batch, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
-    if isinstance(schedule, int):
+    if not isinstance(schedule, str):
         u = (u * schedule).floor() / schedule
     return eps + (1 - eps) * u
 

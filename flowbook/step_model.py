@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowbook import _validate, models
-from flowbook._model import Wrapper, call, model_calls
+from flowbook._model import Wrapper, call, model_calls, unwrapped
 from flowbook.conversion import ConvertedVelocity
 from flowbook.noise_schedule import PREDICTIONS, NoiseSchedule, SchedulePath
 
@@ -116,6 +116,7 @@ def check_model(model: Any, schedule: NoiseSchedule, prediction: str | None) -> 
     _validate.instance("schedule", schedule, NoiseSchedule, "NoiseSchedule.linear(1000)")
     if prediction is not None:
         _validate.one_of("prediction", prediction, PREDICTIONS)
+    model = unwrapped(model)
     if isinstance(model, tuple(models.CLASSES.values())):
         raise TypeError(
             "model: expected one that takes a step, such as StepModel(network, schedule); "

@@ -730,3 +730,15 @@ def test_more_dequantisations_close_the_gap_from_below() -> None:
 def test_law_11_bad_input_is_named(call: object, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         call()  # type: ignore[operator]
+
+
+def test_a_density_of_another_shape_is_refused() -> None:
+    normal_of_one = torch.distributions.Normal(0.0, 1.0)
+    for x in (torch.zeros(3, 1), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match=r"source: expected log_prob\(x\) of shape .*Independent"):
+            cnf.log_prob(lambda x, t: 0 * x, x, source=normal_of_one, steps=2)
+        with pytest.raises(ValueError, match="density: expected"):
+            cnf.discrete_log_prob(normal_of_one.log_prob, x, levels=3)
+    of_all = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+    right = cnf.log_prob(lambda x, t: 0 * x, torch.ones(3, 2), source=of_all, steps=2).log_prob
+    torch.testing.assert_close(right, cnf.log_prob(lambda x, t: 0 * x, torch.ones(3, 2), steps=2).log_prob)

@@ -622,3 +622,18 @@ def test_a_model_that_errs_at_the_last_step_pays_for_it_in_full() -> None:
 
     bits = diffusion.bits_per_dim(errs, x1, schedule, prediction="data")
     assert float(bits) == pytest.approx(1782.15, rel=1e-3)  # the Gaussian's tail beyond 49.6 standard deviations
+
+
+def test_what_a_model_predicts_is_known_behind_wrappers() -> None:
+    schedule = NoiseSchedule.linear(1000)
+    model = StepModel(models.MLP(2, hidden=8), schedule, "velocity")
+    x = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+    expected = diffusion.ddim_sample(model, x, schedule, 5)
+    wrapped = torch.compile(model, backend="eager")
+    torch.testing.assert_close(diffusion.ddim_sample(wrapped, x, schedule, 5), expected)
+    torch.testing.assert_close(
+        diffusion.ddim_sample(models.Autocast(model), x, schedule, 5), expected, rtol=0.1, atol=0.1
+    )
+    for wrapper in (torch.nn.DataParallel, models.Autocast, lambda m: models.Compiled(m, 4)):
+        with pytest.raises(ValueError, match="the model predicts the velocity; got 'noise'"):
+            diffusion.ddim_sample(wrapper(model), x, schedule, 5, prediction="noise")

@@ -226,3 +226,11 @@ def test_distances_hold_far_from_the_origin_and_for_huge_numbers() -> None:
 def test_a_set_of_low_rank_is_at_distance_0_from_itself() -> None:
     features = 100 * normal(200, 8, seed=0) @ normal(8, 64, seed=1)
     assert 0 <= metrics.frechet_distance(features, features) < 1e-4
+
+
+def test_moments_that_are_not_finite_are_refused() -> None:
+    mean, covariance = metrics.moments(normal(100, 3))
+    with pytest.raises(ValueError, match="a: expected finite numbers"):
+        metrics.frechet_from_moments((NAN * mean, covariance), (mean, covariance))
+    with pytest.raises(ValueError, match="b: expected finite numbers"):
+        metrics.frechet_from_moments((mean, covariance), (mean, INF * covariance))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from helpers import normal, randomised
 from torch import Tensor, nn
 
+from flowbook import data
+from flowbook import models as package
 from flowbook.models import MLP, Autocast, Classifier, DiT, UNet, build, describe
 from flowbook.models.classifier import CrossEntropy
 from flowbook.models.embedding import LabelEmbedding, TimeEmbedding
@@ -255,3 +260,25 @@ def test_attention_reaches_the_fused_kernels_in_any_layout(
     model = UNet(1, 8, width=8, multipliers=(1, 2), blocks=1, attention=(4,)).to(memory_format=layout)
     model(torch.zeros(2, 1, 8, 8).to(memory_format=layout), 0.5)
     assert set(strides) == {1}
+
+
+def test_a_judge_scores_in_eval_mode_and_keeps_its_own() -> None:
+    judge = package.load_classifier("digits").train()
+    images = data.digits("test")[0][:50]
+    before = {name: value.clone() for name, value in judge.state_dict().items()}
+    first, again = (package.features_and_labels(judge, images)[0] for _ in range(2))
+    assert torch.equal(first, again) and judge.training
+    assert all(torch.equal(before[name], value) for name, value in judge.state_dict().items())
+
+
+def test_a_copy_of_a_compiled_model_has_weights_of_its_own() -> None:
+    network = package.Compiled(package.MLP(2, hidden=8), batch_size=4)
+    network._graphs["cpu"] = lambda x, t, y: network.velocity(x, t, y)  # as after a call
+    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert copied._graphs == {} and copied.velocity is not network.velocity and "cpu" in network._graphs
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
+    network, y = randomised(package.MLP(2, hidden=8, num_classes=3)), torch.tensor([0, 2])
+    assert torch.equal(network(torch.zeros(2, 2), 0.5, y.to(dtype)), network(torch.zeros(2, 2), 0.5, y))

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import NAN, randomised, seeded, wait_for
@@ -550,3 +551,15 @@ def test_law_11_online_pairs_look_at_their_arguments_when_they_are_made() -> Non
         OnlinePairs(MLP(2, num_classes=3), (2,), y=torch.tensor([5]))
     with pytest.raises(ValueError, match=r"method: .*'rk45'"):
         OnlinePairs(ones, (2,), method="rk45").sample(1)
+
+
+def test_rows_are_named_by_numbers_or_by_a_mask(tmp_path: Path) -> None:
+    made = generate_pairs(ones, (2,), np.int64(10), tmp_path, name="ones", method="euler", steps=np.int64(1),
+                          seed=np.int64(3), y=torch.arange(10) % 3)  # fmt: skip
+    assert made.labels is not None
+    assert made.batch(made.labels == 2)[2].tolist() == [2, 2, 2]
+    assert torch.equal(made.batch([3, 7])[0], made.batch(torch.tensor([3, 7]))[0])
+    with pytest.raises(ValueError, match=r"indices: expected a mask of shape \(10,\)"):
+        made.batch(torch.ones(3, dtype=torch.bool))
+    with pytest.raises(TypeError, match="indices: expected integers"):
+        made.batch(torch.tensor([0.5]))

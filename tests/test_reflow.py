@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import NAN, normal, randomised, seeded
@@ -441,3 +442,7 @@ def test_law_11_rectify_names_what_is_wrong_before_any_work(
     assert not (tmp_path / "run").exists()
     with pytest.raises(TypeError, match=re.escape("velocity: expected a Module such as MLP(2)")):
         distill(linear, (X0, X1, None))  # type: ignore[arg-type]
+
+
+def test_numpy_s_integers_are_integers_for_times() -> None:
+    assert set(reflow_times(np.int64(4), 200, eps=0.0).tolist()) == {0.0, 0.25, 0.5, 0.75}

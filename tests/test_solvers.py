@@ -531,3 +531,24 @@ def test_misuse_of_the_method_names_the_argument(change: dict[str, Any], error: 
 def test_sample_always_runs_from_0_to_1(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name}: sample runs from 0 to 1"):
         sample(lambda x, t: x, X, **{name: 0.5})
+
+
+def test_a_solve_can_be_mapped() -> None:
+    x = normal(5, 2)
+    found = torch.vmap(lambda z: sample(lambda x, t: -x, z[None], method="euler", steps=4).x[0])(x)
+    torch.testing.assert_close(found, x * 0.75**4)
+
+
+def test_a_compiled_solve_runs_a_module_in_eval_mode_too() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            return self.drop(x)
+
+    module = Dropping().train()
+    solve_it = torch.compile(lambda z: sample(module, z, method="euler", steps=2).x, backend="eager", fullgraph=True)
+    torch.testing.assert_close(solve_it(torch.ones(3, 2)), torch.full((3, 2), 2.25))
+    assert module.training and module.drop.training

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,9 @@ import pytest
 import torch
 from helpers import INF, NAN, normal, randomised
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from flowbook import data, keyed
+from flowbook import data, keyed, models
 from flowbook.analytic import GaussianMixture
 from flowbook.cnf import MaximumLikelihood
 from flowbook.couplings import Coupled, Independent, OptimalTransport
@@ -30,7 +33,7 @@ from flowbook.flow_matching import FlowMatching
 from flowbook.models import MLP, Classifier, UNet
 from flowbook.models.classifier import CrossEntropy
 from flowbook.paths import CosinePath, VPPath
-from flowbook.training import TrainConfig, fit, load
+from flowbook.training import EXIT_STATUS, Preempted, TrainConfig, fit, load
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.average import AveragedWeights
 from flowbook.training.batches import EpochOrder, batches
@@ -731,3 +734,89 @@ def test_a_moved_checkpoint_still_loads(run_folder: Path, tmp_path: Path) -> Non
 def test_without_gradients_nothing_is_trained_and_the_error_says_why() -> None:
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"fit: gradients are off here"):
         fit(MLP(2, hidden=8), FlowMatching(), data.moons(), TrainConfig(steps=1))
+
+
+class Initialised(nn.Module):
+    """It takes its shift from the first batch, as activation norms do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.shift = MLP(2, hidden=8), nn.Parameter(torch.zeros(2))
+        self.register_buffer("done", torch.tensor(0, dtype=torch.uint8))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        if not self.done:
+            with torch.no_grad():
+                self.shift.copy_(-x.mean(0))
+                self.done.fill_(1)
+        return self.network(x + self.shift, t)
+
+
+@pytest.mark.parametrize("half_life", [None, 1000.0])
+def test_averaged_weights_take_flags_and_counts_along(half_life: float | None) -> None:
+    config = TrainConfig(steps=3, batch_size=8, average_half_life=half_life)
+    result = fit(Initialised(), FlowMatching(), data.moons(), config)
+    assert result.velocity.done == 1
+    if half_life is None:
+        assert torch.equal(result.velocity.shift, result.live.shift)
+
+
+ROOTS = torch.linspace(0.01, 0.02**0.5, 1000, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        # Two schedules of the same ends.
+        ((2, Diffusion(NoiseSchedule(ROOTS**2))), (2, Diffusion(NoiseSchedule.linear(1000))), "diffusion was"),
+        ((1, FlowMatching()), (4, FlowMatching()), "model.heads was 1, is 4"),
+        ((1, FlowMatching()), (1, FlowMatching()), None),
+    ],
+)
+def test_a_run_is_not_continued_as_another_network(first: Any, second: Any, message: Any, tmp_path: Path) -> None:
+    def go_on(of: tuple[int, Any], until: int) -> None:
+        network = models.DiT(1, 8, width=16, depth=1, heads=of[0])
+        config = TrainConfig(steps=4, batch_size=4)
+        fit(network, of[1], torch.zeros(8, 1, 8, 8), config, out=tmp_path, stop_after=until)
+
+    go_on(first, 2)
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        go_on(second, 4)
+
+
+def test_a_run_is_not_continued_on_another_mixture_or_other_values(tmp_path: Path) -> None:
+    def dataset(shift: float) -> TensorDataset:
+        return TensorDataset(torch.arange(20.0).reshape(10, 2) + shift)
+
+    pairs = ((GaussianMixture([[0.0, 0.0]], 1.0), GaussianMixture([[9.0, 0.0]], 1.0)), (dataset(0.0), dataset(1.0)))
+    for k, (one, other) in enumerate(pairs):
+        config = TrainConfig(steps=4, batch_size=4)
+        fit(MLP(2, hidden=8), FlowMatching(), one, config, out=tmp_path / str(k), stop_after=2)
+        with pytest.raises(ValueError, match="SHA-256 of the data was"):
+            fit(MLP(2, hidden=8), FlowMatching(), other, config, out=tmp_path / str(k))
+        assert fit(MLP(2, hidden=8), FlowMatching(), one, config, out=tmp_path / str(k)).step == 4
+
+
+def test_two_threads_do_not_train_at_once() -> None:
+    said = []
+
+    def also(velocity: Any, batch: Any) -> Tensor:
+        def train() -> None:
+            try:
+                fit(MLP(2, hidden=8), FlowMatching(), data.moons(), TrainConfig(steps=1, batch_size=8))
+            except RuntimeError as error:
+                said.append(str(error))
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+        return FlowMatching()(velocity, batch)
+
+    fit(MLP(2, hidden=8), also, data.moons(), TrainConfig(steps=1, batch_size=8))
+    assert len(said) == 1 and said[0].startswith("fit: another thread of this process trains")
+    fit(MLP(2, hidden=8), FlowMatching(), data.moons(), TrainConfig(steps=1, batch_size=8))
+
+
+def test_a_preempted_run_can_be_told_to_another_process() -> None:
+    told = pickle.loads(pickle.dumps(Preempted(4, Path("runs"))))
+    assert (told.step, told.checkpoint, told.code) == (4, Path("runs"), EXIT_STATUS)

@@ -27,7 +27,7 @@ class Autocast(Wrapper):
         torch.float32
     """
 
-    _inner = "network"
+    _inner, _transparent = "network", True
 
     def __init__(self, network: nn.Module):
         super().__init__()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowbook import _validate
+from flowbook._model import evaluating
 from flowbook.batch import unpack
 
 
@@ -126,5 +127,6 @@ def features_and_labels(judge: Classifier, images: Tensor, batch_size: int = 500
         (torch.Size([3, 64]), torch.Size([3]))
     """
     _validate.float_tensor("images", images, min_dim=4)
-    features = torch.cat([judge.features(part) for part in images.split(batch_size)])
-    return features, judge.head(features).argmax(1)
+    with evaluating(judge):
+        features = torch.cat([judge.features(part) for part in images.split(batch_size)])
+        return features, judge.head(features).argmax(1)

@@ -32,12 +32,17 @@ class Compiled(Wrapper):
         torch.Size([6, 2])
     """
 
+    _transparent = True
+
     def __init__(self, velocity: nn.Module, batch_size: int):
         super().__init__()
         _validate.instance("velocity", velocity, nn.Module, "MLP(2)")
         _validate.positive_int("batch_size", batch_size)
         self.velocity, self.batch_size = velocity, batch_size
         self._graphs: dict[str, Any] = {}  # by kind of device
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_graphs": {}}  # a copy has weights of its own, and records its own graph
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:

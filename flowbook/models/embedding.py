@@ -59,6 +59,8 @@ class LabelEmbedding(nn.Embedding):
         """y: (B,) labels, or None for the null label everywhere -> (B, dim)."""
         if y is None:
             return self.weight[self.null_label].expand(batch, -1)
+        if y.dtype in (torch.uint8, torch.int8, torch.int16):  # MNIST's are uint8, which embeddings do not take
+            y = y.long()
         _validate.labels("y", y, batch, classes=self.null_label + 1)
         return super().forward(y)
 

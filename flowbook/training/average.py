@@ -32,6 +32,9 @@ class AveragedWeights:
     def follow(self, model: nn.Module) -> None:
         """From now on take in the weights of this module: the one it was made for, shared out or moved."""
         self._live, self._mean = _floating(model), _floating(self.model)
+        self._counts = [
+            pair for pair in zip(self.model.buffers(), model.buffers(), strict=True) if not pair[0].is_floating_point()
+        ]
 
     @torch.no_grad()
     def update(self, batch_size: int, images: int) -> None:
@@ -41,6 +44,8 @@ class AveragedWeights:
         else:
             weight = 1.0 - 0.5 ** (batch_size / min(self.half_life, images * self.ramp))
         torch._foreach_lerp_([local(p) for p in self._mean], [local(p) for p in self._live], weight)
+        for kept, now in self._counts:  # numbers and flags, which have no mean
+            kept.copy_(now)
 
 
 def _floating(model: nn.Module) -> list[Tensor]:

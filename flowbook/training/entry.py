@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from flowbook import _validate
+from flowbook import _validate, models
 from flowbook._digest import digest
 from flowbook._model import null_label_of
+from flowbook.analytic import GaussianMixture
 from flowbook.batch import unpack
 from flowbook.cnf import MaximumLikelihood
 from flowbook.couplings import Coupling
@@ -33,7 +36,9 @@ VALUES = "SHA-256 of the data"
 
 def ingredients(loss: Any, coupling: Coupling | None, data: Any) -> Ingredients:
     """Loss, coupling and data in a few words each, to be stored with a run."""
-    values = digest(data)[:16] if batches.is_tensors(data) else None
+    content = data.tensors if isinstance(data, TensorDataset) else data
+    known = batches.is_tensors(content) or isinstance(content, GaussianMixture)
+    values = digest(content)[:16] if known else None
     return {"loss": _of(loss), "coupling": _of(coupling), "data": _of_data(data), VALUES: values}
 
 
@@ -58,6 +63,28 @@ def differences(
     return [
         f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in (now | was) if was.get(name) != now.get(name)
     ]
+
+
+def differences_of_network(stored: Checkpoint, model: nn.Module, loss: Any) -> list[str]:
+    """The same of what the weights mean: they may fit a network that computes something else."""
+    was, now = stored.model, models.describe(model)
+    found = []
+    if was is not None and now is not None:
+        told = {"model": was["name"], **{f"model.{name}": value for name, value in was["arguments"].items()}}
+        given = {"model": now["name"], **{f"model.{name}": value for name, value in now["arguments"].items()}}
+        given = json.loads(json.dumps(given))  # as it is stored
+        found = [
+            f"{name} was {told[name]!r}, is {given[name]!r}"
+            for name in told
+            if told[name] != given.get(name, told[name])
+        ]
+    if stored.diffusion is not None and stored.diffusion != (learned := diffusion(loss)):
+        named = [
+            "none" if one is None else f"the {one['prediction']} on {len(one['betas'])} betas to {one['betas'][-1]:.3g}"
+            for one in (stored.diffusion, learned)
+        ]
+        found.append(f"diffusion was {named[0]}, is {named[1]}")
+    return found
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:

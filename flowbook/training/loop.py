@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ from flowbook.training.preemption import Listener, Preempted
 AGREE = 10
 """After so many steps several processes tell each other whether one was asked to stop."""
 Loss = Callable[[Any, Any], Tensor]
+ONE_THREAD = threading.RLock()
+"""Held while a run draws its random numbers, which belong to the process."""
 
 
 @dataclass
@@ -92,6 +95,7 @@ def fit(
 
     Raises:
         FloatingPointError: when the loss is no longer finite; the last good checkpoint is kept.
+        RuntimeError: with gradients switched off, or while another thread of the process trains.
         MemoryError: when a forward pass and its gradient do not fit into the memory; it says how many samples would.
         Preempted: when SIGTERM has stopped the run; the process exits with status 75 unless it is caught.
         ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, is used by another run
@@ -112,9 +116,17 @@ def fit(
     entry.check(velocity, loss, data, config, coupling, folder, stop_after, preview)
     recipe = None if recipe is None else json.loads(json.dumps(recipe))
     accelerator = _accelerator(config)
-    with checkpoints.alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
-        return _fit(velocity, loss, data, config, coupling, folder, resume, stop_after, preview, recipe, progress,
-                    accelerator)  # fmt: skip
+    if not ONE_THREAD.acquire(blocking=False):
+        raise RuntimeError(
+            "fit: another thread of this process trains at the moment, and both would draw from one source of random "
+            "numbers; train in processes of their own"
+        )
+    try:
+        with checkpoints.alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
+            return _fit(velocity, loss, data, config, coupling, folder, resume, stop_after, preview, recipe, progress,
+                        accelerator)  # fmt: skip
+    finally:
+        ONE_THREAD.release()
 
 
 def _fit(
@@ -143,7 +155,7 @@ def _fit(
     if not sharded and any(isinstance(module, nn.Conv2d) for module in model.modules()):  # shares are rows of weights
         model = model.to(memory_format=torch.channels_last)
     average = AveragedWeights(model, config.average_half_life, config.average_ramp)
-    stored = _restore(folder, resume, config, recipe, ingredients, model, average)
+    stored = _restore(folder, resume, config, recipe, ingredients, model, average, loss)
     first_step = 0 if stored is None else stored.step
     with together(processes, folder):
         same_step(first_step, folder, accelerator)
@@ -339,6 +351,7 @@ def _restore(
     ingredients: dict[str, str | None],
     model: nn.Module,
     average: AveragedWeights,
+    loss: Loss,
 ) -> checkpoints.Checkpoint | None:
     """The newest checkpoint of the run, if there is one, with its weights loaded."""
     paths = [] if folder is None else checkpoints.available(folder / "checkpoints")
@@ -354,6 +367,8 @@ def _restore(
         average.model.load_state_dict(stored.average)
     except RuntimeError as error:
         raise ValueError(f"out: the checkpoint {paths[-1]} is of another model: {error}") from error
+    if differing := entry.differences_of_network(stored, model, loss):
+        raise ValueError(f"out: {folder} holds a run of another network ({'; '.join(differing)}); choose another")
     return stored
 
 

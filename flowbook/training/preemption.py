@@ -27,6 +27,9 @@ class Preempted(SystemExit):
         super().__init__(EXIT_STATUS)
         self.step, self.checkpoint = step, checkpoint
 
+    def __reduce__(self) -> tuple[type[Preempted], tuple[int, Path]]:
+        return type(self), (self.step, self.checkpoint)
+
     def __str__(self) -> str:
         return f"stopped by SIGTERM at step {self.step}; the same call goes on from {self.checkpoint}"
 
