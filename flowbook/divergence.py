@@ -174,6 +174,7 @@ def _terms(
     velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None, noise: Tensor | None, create_graph: bool,
     mode: str, squares: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    # Apart from its caller, since Dynamo on Python 3.13 takes no loop inside two contexts.
     batch, dim = len(x), x.shape[1:].numel()
     traces = norms = x.new_zeros(1 if noise is None else len(noise), batch)
     found = False

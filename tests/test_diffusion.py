@@ -637,3 +637,11 @@ def test_what_a_model_predicts_is_known_behind_wrappers() -> None:
     for wrapper in (torch.nn.DataParallel, models.Autocast, lambda m: models.Compiled(m, 4)):
         with pytest.raises(ValueError, match="the model predicts the velocity; got 'noise'"):
             diffusion.ddim_sample(wrapper(model), x, schedule, 5, prediction="noise")
+
+
+def test_the_cosine_schedule_leaves_the_noise_hundreds_of_times_faster_than_the_linear_one() -> None:
+    at, rate = torch.tensor(0.0, dtype=torch.float64), []
+    for schedule in (NoiseSchedule.cosine(1000), NoiseSchedule.linear(1000)):
+        path = SchedulePath(schedule)
+        rate.append(float(path.alpha_dot(at) / path.alpha(at)))
+    assert rate[0] > 200 * rate[1]

@@ -234,3 +234,13 @@ def test_moments_that_are_not_finite_are_refused() -> None:
         metrics.frechet_from_moments((NAN * mean, covariance), (mean, covariance))
     with pytest.raises(ValueError, match="b: expected finite numbers"):
         metrics.frechet_from_moments((mean, covariance), (mean, INF * covariance))
+
+
+@pytest.mark.parametrize(("dim", "low", "high"), [(2, 0.0, 0.3), (8, 0.35, 0.65), (64, 0.9, 1.0)])
+def test_the_energy_of_an_optimal_flow_from_independent_samples_is_as_the_docstring_says(
+    dim: int, low: float, high: float
+) -> None:
+    shift = torch.full((dim,), 2 / math.sqrt(dim), dtype=torch.float64)
+    x0, x1 = normal(256, dim, seed=0), normal(256, dim, seed=1) + shift
+    found = metrics.normalised_path_energy(lambda x, t: shift.expand_as(x), x0, x1, steps=2)
+    assert low <= found < high

@@ -12,6 +12,7 @@ from helpers import ADAPTIVE, ALL_PATHS, FIXED, INF, METHODS, MIXTURE, NAN, Reco
 from torch import Tensor, nn
 
 from flowbook import metrics
+from flowbook.analytic import eight_gaussians
 from flowbook.conversion import as_velocity
 from flowbook.divergence import divergence, rademacher
 from flowbook.flow_matching import flow_matching_loss, guided
@@ -552,3 +553,16 @@ def test_a_compiled_solve_runs_a_module_in_eval_mode_too() -> None:
     solve_it = torch.compile(lambda z: sample(module, z, method="euler", steps=2).x, backend="eager", fullgraph=True)
     torch.testing.assert_close(solve_it(torch.ones(3, 2)), torch.full((3, 2), 2.25))
     assert module.training and module.drop.training
+
+
+@pytest.mark.parametrize(("method", "tolerance"), [("bosh3", 1e-5), ("dopri8", 1e-5), ("dopri8", 1e-9)])
+def test_between_the_steps_of_some_methods_the_state_is_less_exact_than_at_the_end(
+    method: str, tolerance: float
+) -> None:
+    velocity, x = eight_gaussians().as_velocity(LinearPath()), normal(50, 2)
+    times = torch.linspace(0, 1, 41, dtype=torch.float64)
+    exact = sample(velocity, x, method="dopri5", rtol=1e-11, atol=1e-11, save_at=times).trajectory
+    found = sample(velocity, x, method=method, rtol=tolerance, atol=tolerance, save_at=times).trajectory
+    assert exact is not None and found is not None
+    errors = (found - exact).abs().flatten(1).amax(1)
+    assert 10 < float(errors[1:-1].max() / errors[-1]) < 1e5

@@ -37,7 +37,7 @@ from flowbook.training import EXIT_STATUS, Preempted, TrainConfig, fit, load
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.average import AveragedWeights
 from flowbook.training.batches import EpochOrder, batches
-from flowbook.training.loop import learning_rate
+from flowbook.training.optimizer import learning_rate
 
 
 class Flipped(Dataset[Any]):
@@ -388,7 +388,7 @@ def test_an_incomplete_checkpoint_is_not_one(run_folder: Path, name: str) -> Non
 def test_weights_of_another_model_are_refused(run_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"weights of .* do not fit the model"):
         load(run_folder, model=MLP(3))
-    with pytest.raises(ValueError, match=r"out: the checkpoint .* is of another model"):
+    with pytest.raises(ValueError, match=r"out: .* holds a run of another network \(model.hidden was 16, is 8\)"):
         fit(MLP(2, hidden=8), FlowMatching(), data.moons(), config(steps=4), out=run_folder)
 
 

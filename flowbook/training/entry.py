@@ -24,7 +24,8 @@ from flowbook.diffusion import Diffusion
 from flowbook.flow_matching import FlowMatching
 from flowbook.models.classifier import CrossEntropy
 from flowbook.pairs import PairDataset
-from flowbook.training import batches
+from flowbook.training import batches, checkpoint
+from flowbook.training.average import AveragedWeights
 from flowbook.training.checkpoint import Checkpoint
 from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
 
@@ -40,6 +41,35 @@ def ingredients(loss: Any, coupling: Coupling | None, data: Any) -> Ingredients:
     known = batches.is_tensors(content) or isinstance(content, GaussianMixture)
     values = digest(content)[:16] if known else None
     return {"loss": _of(loss), "coupling": _of(coupling), "data": _of_data(data), VALUES: values}
+
+
+def restore(
+    folder: Path | None,
+    resume: bool,
+    config: TrainConfig,
+    recipe: dict[str, Any] | None,
+    ingredients: dict[str, str | None],
+    model: nn.Module,
+    average: AveragedWeights,
+    loss: Any,
+) -> Checkpoint | None:
+    """The newest checkpoint of the run, if there is one, with its weights loaded."""
+    paths = [] if folder is None else checkpoint.available(folder / "checkpoints")
+    if not paths:
+        return None
+    if not resume:
+        raise ValueError(f"out: {folder} already holds a run; choose another folder, or resume=True to continue it")
+    stored = checkpoint.read(paths[-1])
+    if differing := differences(stored, config, recipe, ingredients):
+        raise ValueError(f"out: {folder} holds a run with other settings ({'; '.join(differing)}); choose another")
+    if differing := differences_of_network(stored, model, loss):
+        raise ValueError(f"out: {folder} holds a run of another network ({'; '.join(differing)}); choose another")
+    try:
+        model.load_state_dict(stored.weights)
+        average.model.load_state_dict(stored.average)
+    except RuntimeError as error:
+        raise ValueError(f"out: the checkpoint {paths[-1]} is of another model: {error}") from error
+    return stored
 
 
 def differences(

@@ -27,10 +27,12 @@ def what_fits(
 
     A model whose gradients are ``exchanged`` with other processes is copied: its own would still be sent to them.
     """
-    with contextlib.suppress(torch.OutOfMemoryError):
-        model = copy.deepcopy(model) if exchanged else model
-        exchanged = False
-    if model is None or exchanged:
+    if exchanged:
+        try:
+            model = copy.deepcopy(model)
+        except torch.OutOfMemoryError:
+            model = None
+    if model is None:
         return f"{said}: {rows} samples in one forward pass are too many; raise accumulate above {parts}"
     device = device_of(model)
     for fewer in [n for n in range(rows - 1, 0, -1) if rows % n == 0]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from flowbook import _validate
 from flowbook._files import write_text
+from flowbook._progress import tqdm
 
 
 class RunLog:
@@ -63,3 +65,21 @@ def _lines(path: Path, last_step: int) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"out: line {number} of {path} is damaged; repair or remove it: {line!r}") from error
     return kept
+
+
+class ProgressBar:
+    """tqdm where a person watches, nothing elsewhere."""
+
+    def __init__(self, progress: bool | None, first: int, total: int, main: bool):
+        self.bar = None
+        if main and (sys.stderr.isatty() if progress is None else progress):
+            self.bar = tqdm(total=total, initial=first, unit="step")
+
+    def update(self, done: int, loss: float, speed: float) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
+            self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

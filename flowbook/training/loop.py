@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import math
 import os
-import sys
 import threading
 import time
 import warnings
@@ -21,7 +19,6 @@ from torch import Tensor, nn
 
 from flowbook import keyed, models
 from flowbook._model import Velocity, evaluating
-from flowbook._progress import tqdm
 from flowbook.batch import Batch
 from flowbook.cnf import MaximumLikelihood
 from flowbook.couplings import Coupling, couple_ahead
@@ -32,7 +29,8 @@ from flowbook.training.average import AveragedWeights
 from flowbook.training.batches import batches, map_batch, with_noise
 from flowbook.training.config import TrainConfig
 from flowbook.training.failures import check_finite, check_weights, same_step, together, what_fits
-from flowbook.training.log import RunLog
+from flowbook.training.log import ProgressBar, RunLog
+from flowbook.training.optimizer import learning_rate, make_optimizer
 from flowbook.training.precision import autocast, float32_products, resolve_precision
 from flowbook.training.preemption import Listener, Preempted
 
@@ -115,13 +113,13 @@ def fit(
     folder = None if out is None else Path(out)
     entry.check(velocity, loss, data, config, coupling, folder, stop_after, preview)
     recipe = None if recipe is None else json.loads(json.dumps(recipe))
-    accelerator = _accelerator(config)
     if not ONE_THREAD.acquire(blocking=False):
         raise RuntimeError(
             "fit: another thread of this process trains at the moment, and both would draw from one source of random "
             "numbers; train in processes of their own"
         )
     try:
+        accelerator = _accelerator(config)
         with checkpoints.alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
             return _fit(velocity, loss, data, config, coupling, folder, resume, stop_after, preview, recipe, progress,
                         accelerator)  # fmt: skip
@@ -155,7 +153,7 @@ def _fit(
     if not sharded and any(isinstance(module, nn.Conv2d) for module in model.modules()):  # shares are rows of weights
         model = model.to(memory_format=torch.channels_last)
     average = AveragedWeights(model, config.average_half_life, config.average_ramp)
-    stored = _restore(folder, resume, config, recipe, ingredients, model, average, loss)
+    stored = entry.restore(folder, resume, config, recipe, ingredients, model, average, loss)
     first_step = 0 if stored is None else stored.step
     with together(processes, folder):
         same_step(first_step, folder, accelerator)
@@ -222,7 +220,7 @@ def _fit(
     losses = torch.zeros(max(last_step - first_step, 0), device=device)
     written: Path | None = None
     checked = first_step
-    bar = _progress_bar(progress, first_step, config.steps, accelerator.is_main_process)
+    bar = ProgressBar(progress, first_step, config.steps, accelerator.is_main_process)
     started = time.perf_counter()
     listener = Listener(active=folder is not None)
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
@@ -307,21 +305,6 @@ def _velocity(loss: Loss, network: nn.Module) -> nn.Module:
     return loss.velocity(network) if isinstance(loss, Diffusion) else network
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of a step: a linear rise from 0, then constant or a half cosine that ends a step before its 0.
-
-    Example:
-        >>> [round(learning_rate(TrainConfig(steps=4, learning_rate=1.0), step), 2) for step in range(4)]
-        [1.0, 0.85, 0.5, 0.15]
-    """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
 def _accelerator(config: TrainConfig) -> Any:
     """accelerate's view of devices and processes. Precision and compilation stay with the loop."""
     with warnings.catch_warnings():  # accelerate imports tqdm's widget, which a notebook without ipywidgets warns of
@@ -336,42 +319,6 @@ def _accelerator(config: TrainConfig) -> Any:
     return Accelerator(cpu=config.device == "cpu", mixed_precision="no", kwargs_handlers=[one_copy])
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )  # fmt: skip
-
-
-def _restore(
-    folder: Path | None,
-    resume: bool,
-    config: TrainConfig,
-    recipe: dict[str, Any] | None,
-    ingredients: dict[str, str | None],
-    model: nn.Module,
-    average: AveragedWeights,
-    loss: Loss,
-) -> checkpoints.Checkpoint | None:
-    """The newest checkpoint of the run, if there is one, with its weights loaded."""
-    paths = [] if folder is None else checkpoints.available(folder / "checkpoints")
-    if not paths:
-        return None
-    if not resume:
-        raise ValueError(f"out: {folder} already holds a run; choose another folder, or resume=True to continue it")
-    stored = checkpoints.read(paths[-1])
-    if differing := entry.differences(stored, config, recipe, ingredients):
-        raise ValueError(f"out: {folder} holds a run with other settings ({'; '.join(differing)}); choose another")
-    try:
-        model.load_state_dict(stored.weights)
-        average.model.load_state_dict(stored.average)
-    except RuntimeError as error:
-        raise ValueError(f"out: the checkpoint {paths[-1]} is of another model: {error}") from error
-    if differing := entry.differences_of_network(stored, model, loss):
-        raise ValueError(f"out: {folder} holds a run of another network ({'; '.join(differing)}); choose another")
-    return stored
-
-
 def _seed_process(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -382,22 +329,4 @@ def _due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
 
 
-class _progress_bar:
-    """tqdm where a person watches, nothing elsewhere."""
-
-    def __init__(self, progress: bool | None, first: int, total: int, main: bool):
-        self.bar = None
-        if main and (sys.stderr.isatty() if progress is None else progress):
-            self.bar = tqdm(total=total, initial=first, unit="step")
-
-    def update(self, done: int, loss: float, speed: float) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
-            self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-__all__ = ["Loss", "TrainResult", "Velocity", "fit", "learning_rate"]
+__all__ = ["Loss", "TrainResult", "Velocity", "fit"]

@@ -18,7 +18,7 @@ from flowbook.training import recipes
 from flowbook.training.average import AveragedWeights
 from flowbook.training.batches import map_batch
 from flowbook.training.config import TrainConfig
-from flowbook.training.loop import make_optimizer
+from flowbook.training.optimizer import make_optimizer
 from flowbook.training.precision import autocast, choose_device, float32_products, resolve_precision
 
 PARTS = ("forward", "backward", "optimiser", "averaging")
