@@ -148,8 +148,8 @@ def normalised_path_energy(
     r"""How much more than necessary the flow moves, :math:`|\text{energy} - W_2^2| / W_2^2`; 0 for optimal transport.
 
     The normalised path energy of Tong et al. 2024. :math:`W_2` is that of the two samples, which is larger than that
-    of their distributions: from 256 independent samples of each side of an optimal flow, a shift by 2, it is up to 0.2 in 2
-    dimensions, 0.5 in 8 and nearly 1 in 64. So it is for few dimensions, and for comparisons at one n.
+    of their distributions: from 256 independent samples of each side of an optimal flow, a shift by 2, it is up to 0.2
+    in 2 dimensions, 0.5 in 8 and nearly 1 in 64. So it is for few dimensions, and for comparisons at one n.
 
     Args:
         x0: noise, shape (n, ...).
