@@ -66,6 +66,14 @@ def adopt_close_texts(new: list[Any], stored: list[Any], rtol: float | None) -> 
                 mine[key] = theirs[key]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _names_of_examples(doctest_namespace: dict[str, Any]) -> None:
+    """What the examples in docstrings take for granted."""
+    import torch
+
+    doctest_namespace["torch"] = torch
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if type(item).__name__ == "IPyNbCell":

@@ -21,7 +21,7 @@ import measure
 import torch
 
 from flowbook import data, models
-from flowbook._assignment import assign
+from flowbook._core.assignment import assign
 from flowbook.couplings import OptimalTransport
 from flowbook.flow_matching import FlowMatching
 from flowbook.training import TrainConfig, fit

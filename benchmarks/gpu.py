@@ -35,7 +35,8 @@ from torch import nn
 
 from flowbook import models
 from flowbook.solvers import sample
-from flowbook.training import recipes, speed
+from flowbook import recipes
+from flowbook.recipes import speed
 
 SMALL = [
     "model.width=32", "model.blocks=1", "model.multipliers=[1, 2]", "model.attention=[]", "train.batch_size=4",

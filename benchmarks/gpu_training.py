@@ -21,8 +21,9 @@ import measure
 import torch
 from torchvision.utils import make_grid, save_image
 
-from flowbook import data, models, scores
-from flowbook.training import TrainConfig, recipes
+from flowbook import data, metrics, models
+from flowbook import recipes
+from flowbook.training import TrainConfig
 from flowbook.training.precision import choose_device
 
 

@@ -148,7 +148,7 @@ def trained(dim: int) -> tuple[Velocity, Tensor]:
         source = data.digits("train")[0].flatten(1)
         noise = torch.randn(BATCHES[dim], dim, generator=torch.Generator().manual_seed(1))
         points = data.digits("test")[0].flatten(1)[: BATCHES[dim]] + 0.1 * noise
-    result = fit(velocity, FlowMatching(), source, TrainConfig(steps=3000, batch_size=256, average_half_life=None))
+    result = fit(velocity, FlowMatching(), source, TrainConfig(steps=3000, batch_size=256, ema_half_life=None))
     return result.velocity.requires_grad_(False), points  # type: ignore[return-value]
 
 

@@ -41,10 +41,10 @@ from flowbook.solvers import sample
 from flowbook.training import TrainConfig, fit
 
 Run = dict[str, Any]  # steps, wall_s, cpu_s, and the distance that it ends with
-PAIRS = data.Pairs(data.eight_gaussians(), data.moons())
+PAIRS = data.Unpaired(data.eight_gaussians(), data.moons())
 SEEDS = (11, 12, 13)
 STEPS = (250, 500, 1000, 2000, 4000)  # of flowbook's attempts
-SETTINGS: dict[str, Any] = {"batch_size": 256, "learning_rate": 0.02, "average_half_life": 20_000.0}
+SETTINGS: dict[str, Any] = {"batch_size": 256, "learning_rate": 0.02, "ema_half_life": 20_000.0}
 HIDDEN = 64
 POOLS = 4
 

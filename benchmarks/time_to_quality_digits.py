@@ -36,7 +36,7 @@ SEEDS = (11, 12, 13)
 STEPS = (800, 1600, 3200, 6400)  # of flowbook's attempts
 SETTINGS: dict[str, Any] = {
     "batch_size": 64, "learning_rate": 4e-3, "warmup_steps": 50, "gradient_clip": 1.0, "beta2": 0.99,
-    "average_half_life": 10_000.0,
+    "ema_half_life": 10_000.0,
 }  # fmt: skip  # of the recipe `digits`
 IMAGES, LABELS = data.digits("train")
 JUDGE = models.load_classifier("digits")

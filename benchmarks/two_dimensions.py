@@ -26,7 +26,7 @@ from flowbook.training import TrainConfig, fit
 
 SOURCE, MOONS = data.eight_gaussians(), data.moons()
 SETTINGS: dict[str, Any] = {
-    "steps": 4000, "batch_size": 512, "learning_rate": 0.02, "warmup_steps": 100, "average_half_life": 100_000.0,
+    "steps": 4000, "batch_size": 512, "learning_rate": 0.02, "warmup_steps": 100, "ema_half_life": 100_000.0,
 }  # fmt: skip
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "independent, dopri5": ("independent", {}),
@@ -48,7 +48,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(1)
     coupled = [OptimalTransport()(SOURCE.sample(2048, generator), MOONS.sample(2048, generator)) for _ in range(12)]
     pairs = tuple(torch.cat([pair[side] for pair in coupled]) for side in (0, 1))  # type: ignore[misc]
-    velocities = {"independent": train(data.Pairs(SOURCE, MOONS)), "optimal transport": train((*pairs, None))}
+    velocities = {"independent": train(data.Unpaired(SOURCE, MOONS)), "optimal transport": train((*pairs, None))}
 
     generator = torch.Generator().manual_seed(100)
     distances: dict[str, list[float]] = {name: [] for name in ("floor", *RUNS)}

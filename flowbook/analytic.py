@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from flowbook import _validate
+from flowbook._core import validate
 from flowbook.paths import Path
 
 
@@ -53,7 +53,7 @@ class GaussianMixture:
         if self.weights.shape != (components,):
             raise ValueError(f"weights: expected one for each of {components} means; got {tuple(self.weights.shape)}")
         for name in ("means", "stds", "weights"):
-            _validate.float_tensor(name, getattr(self, name), finite=True)
+            validate.float_tensor(name, getattr(self, name), finite=True)
         for name in ("stds", "weights"):
             if not bool((getattr(self, name) > 0).all()):
                 raise ValueError(f"{name}: expected positive numbers; got {getattr(self, name).tolist()}")
@@ -69,8 +69,8 @@ class GaussianMixture:
 
     def sample_labelled(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """n points and the component each came from, shapes (n, D) and (n,)."""
-        _validate.positive_int("n", n)
-        _validate.generator(generator)
+        validate.positive_int("n", n)
+        validate.generator(generator)
         y = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.dim, generator=generator)
         x = self.means[y].to(noise.dtype) + self.stds[y, None].to(noise.dtype) * noise
@@ -128,7 +128,7 @@ class GaussianMixture:
             tensor(True)
         """
 
-        _validate.instance("path", path, Path, "LinearPath()")
+        validate.instance("path", path, Path, "LinearPath()")
 
         def velocity(x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
             return self.velocity(x, t, path, y)
@@ -146,32 +146,32 @@ class GaussianMixture:
     def _marginal(self, x: Tensor, t: Tensor | float, path: Path, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Means (B or 1, K, D), variances (B or 1, K) and log-weights (B or 1, K) of xt."""
         self._check(x)
-        _validate.time("t", t, len(x))
+        validate.time("t", t, len(x))
         alpha, sigma = _column(path.alpha, t, x), _column(path.sigma, t, x)
         log_weights = self.weights.to(x).log()[None]
         if y is not None:
-            _validate.labels("y", y, len(x), classes=len(self.means))
+            validate.labels("y", y, len(x), classes=len(self.means))
             own = torch.nn.functional.one_hot(y, len(self.means)).bool()
             log_weights = torch.where(own, 0.0, -torch.inf).to(x)
         return alpha[..., None] * self.means.to(x), alpha**2 * self.stds.to(x) ** 2 + sigma**2, log_weights
 
     def _check(self, x: Tensor) -> None:
-        _validate.float_tensor("x", x)
+        validate.float_tensor("x", x)
         if x.dim() != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x: expected shape (B, {self.dim}); got {tuple(x.shape)}")
 
 
 def two_gaussians(distance: float = 4.0, std: float = 1.0) -> GaussianMixture:
     """Two equal Gaussians at (-distance, 0) and (distance, 0)."""
-    _validate.number("distance", distance, -math.inf, math.inf)
-    _validate.number("std", std, 0, math.inf, low_open=True)
+    validate.number("distance", distance, -math.inf, math.inf)
+    validate.number("std", std, 0, math.inf, low_open=True)
     return GaussianMixture([[-distance, 0.0], [distance, 0.0]], std)
 
 
 def eight_gaussians(radius: float = 5.0, std: float = math.sqrt(0.1)) -> GaussianMixture:
     """Eight equal Gaussians on a circle (by default radius and variance of torchcfm's tutorial)."""
-    _validate.number("radius", radius, -math.inf, math.inf)
-    _validate.number("std", std, 0, math.inf, low_open=True)
+    validate.number("radius", radius, -math.inf, math.inf)
+    validate.number("std", std, 0, math.inf, low_open=True)
     angles = [2 * math.pi * k / 8 for k in range(8)]
     return GaussianMixture([[radius * math.cos(a), radius * math.sin(a)] for a in angles], std)
 

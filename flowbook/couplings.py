@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowbook import _validate
-from flowbook._assignment import assign
-from flowbook.batch import to_device
+from flowbook._core import validate
+from flowbook._core.assignment import assign
+from flowbook.data import to_device
 
 Coupled = tuple[Tensor, Tensor, Tensor | None]
 Coupling = Callable[..., Coupled]
@@ -68,9 +68,9 @@ class OptimalTransport:
     label_aware: bool = False
 
     def __post_init__(self) -> None:
-        _validate.one_of("method", self.method, ("exact", "sinkhorn"))
-        _validate.number("reg", self.reg, 0, float("inf"), low_open=True, high_open=True)
-        _validate.boolean("label_aware", self.label_aware)
+        validate.one_of("method", self.method, ("exact", "sinkhorn"))
+        validate.number("reg", self.reg, 0, float("inf"), low_open=True, high_open=True)
+        validate.boolean("label_aware", self.label_aware)
 
     def __call__(self, x0: Tensor, x1: Tensor, y: Tensor | None = None) -> Coupled:
         _check(x0, x1, y)
@@ -94,7 +94,7 @@ class OptimalTransport:
         if len(a) == 0:
             return torch.arange(0, device=x0.device)
         for name, centred in (("x0", b), ("x1", a)):
-            if _validate.values_are_readable(centred) and not bool(torch.isfinite(centred).all()):
+            if validate.values_are_readable(centred) and not bool(torch.isfinite(centred).all()):
                 raise ValueError(f"{name}: expected finite numbers; got NaN or infinite ones")
         if self.method == "exact":
             return to_device(assign(-(a @ b.T)), x0.device)
@@ -177,8 +177,8 @@ def couple_ahead(batches: Iterable[Coupled], coupling: Coupling) -> Iterator[Cou
 
 
 def _check(x0: Tensor, x1: Tensor, y: Tensor | None) -> None:
-    _validate.float_tensor("x0", x0, min_dim=1)
-    _validate.float_tensor("x1", x1, min_dim=1)
-    _validate.same_shape("x0", x0, "x1", x1)
+    validate.float_tensor("x0", x0, min_dim=1)
+    validate.float_tensor("x1", x1, min_dim=1)
+    validate.same_shape("x0", x0, "x1", x1)
     if y is not None:
-        _validate.labels("y", y, len(x1))
+        validate.labels("y", y, len(x1))

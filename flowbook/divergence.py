@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from flowbook import _validate, keyed
-from flowbook._model import Velocity, call
+from flowbook._core import keyed, validate
+from flowbook.velocity import Velocity, call
 
-MODES = ("reverse", "forward")
+Mode = Literal["reverse", "forward"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+Trace = Literal["exact", "hutchinson"]
+TRACES: tuple[Trace, ...] = get_args(Trace)
 LOOP_UP_TO = 8
 """Up to this many dimensions a plain loop of backward passes beats a batched one."""
 CHUNK_ELEMENTS = {"points": 2**20, "images": 2**16}
@@ -45,10 +48,10 @@ def divergence(
     t: Tensor | float,
     *,
     y: Tensor | None = None,
-    method: str = "exact",
+    method: Trace = "exact",
     noise: Tensor | None = None,
     create_graph: bool = False,
-    mode: str = "reverse",
+    mode: Mode = "reverse",
 ) -> tuple[Tensor, Tensor]:
     """The velocity and its divergence at (x, t).
 
@@ -85,7 +88,7 @@ def divergence(
         >>> div
         tensor([4.])
     """
-    _validate.one_of("method", method, ("exact", "hutchinson"))
+    validate.one_of("method", method, TRACES)
     if method == "hutchinson":
         v, estimates = hutchinson(velocity, x, t, y=y, noise=noise, create_graph=create_graph, mode=mode)
         return v, estimates[0] if len(estimates) == 1 else estimates.mean(0)
@@ -104,7 +107,7 @@ def hutchinson(
     y: Tensor | None = None,
     noise: Tensor | None = None,
     create_graph: bool = False,
-    mode: str = "reverse",
+    mode: Mode = "reverse",
 ) -> tuple[Tensor, Tensor]:
     """The velocity, and one estimate of its divergence for each probe, shape (P, B) (Hutchinson 1990).
 
@@ -119,7 +122,7 @@ def hutchinson(
     _check(x, t, y, mode)
     if noise is None:
         raise ValueError("noise: hutchinson needs probes, for example rademacher(1, like=x), drawn once for a solve")
-    _validate.float_tensor("noise", noise)
+    validate.float_tensor("noise", noise)
     if noise.dtype != x.dtype:
         raise TypeError(f"noise: expected the dtype of x, {x.dtype}; got {noise.dtype}")
     if noise.dim() != x.dim() + 1 or noise.shape[1:] != x.shape:
@@ -136,7 +139,7 @@ def jacobian_terms(
     noise: Tensor | None = None,
     *,
     create_graph: bool = False,
-    mode: str = "reverse",
+    mode: Mode = "reverse",
     squares: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The velocity, the trace of its Jacobian and, from the same products, the square of the Jacobian's Frobenius norm.
@@ -171,9 +174,15 @@ def jacobian_terms(
 
 
 def _terms(
-    velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None, noise: Tensor | None, create_graph: bool,
-    mode: str, squares: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    velocity: Velocity,
+    x: Tensor,
+    t: Tensor | float,
+    y: Tensor | None,
+    noise: Tensor | None,
+    create_graph: bool,
+    mode: str,
+    squares: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     # Apart from its caller, since Dynamo on Python 3.13 takes no loop inside two contexts.
     batch, dim = len(x), x.shape[1:].numel()
     traces = norms = x.new_zeros(1 if noise is None else len(noise), batch)
@@ -183,7 +192,7 @@ def _terms(
         v, products = multiply(vectors, noise is not None or start + len(vectors) == dim)
         if products is None:
             break
-        found = found or mode == "reverse" or not _validate.values_are_readable(v) or bool(products.any())
+        found = found or mode == "reverse" or not validate.values_are_readable(v) or bool(products.any())
         products = products.reshape(len(vectors), batch, dim)
         if noise is None:
             diagonal = products[:, :, start : start + len(vectors)].diagonal(dim1=0, dim2=2)
@@ -206,9 +215,9 @@ def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = No
         >>> rademacher(2, like=torch.zeros(3, 4)).abs().sum()
         tensor(24.)
     """
-    _validate.positive_int("probes", probes)
-    _validate.float_tensor("like", like, min_dim=1)
-    _validate.generator(generator)
+    validate.positive_int("probes", probes)
+    validate.float_tensor("like", like, min_dim=1)
+    validate.generator(generator)
     if generator is None:
         draws = [keyed.randn_like(like) for _ in range(probes)]
         return torch.copysign(like.new_ones(()), draws[0][None] if probes == 1 else torch.stack(draws))
@@ -277,9 +286,12 @@ def _group_norm(
 
 
 def _layer_norm(
-    x: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None = None, bias: Tensor | None = None,
+    x: Tensor,
+    normalized_shape: tuple[int, ...],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     h = _standardised(x, tuple(range(-len(normalized_shape), 0)), eps)
     h = h if weight is None else h * weight
     return h if bias is None else h + bias
@@ -325,14 +337,14 @@ def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float,
 
 
 def _check(x: Tensor, t: Tensor | float, y: Tensor | None, mode: str) -> None:
-    _validate.one_of("mode", mode, MODES)
-    _validate.float_tensor("x", x, min_dim=1)
-    _validate.time("t", t, len(x))
+    validate.one_of("mode", mode, MODES)
+    validate.float_tensor("x", x, min_dim=1)
+    validate.time("t", t, len(x))
     if y is not None:
-        _validate.labels("y", y, len(x))
+        validate.labels("y", y, len(x))
 
 
 def _evaluate(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None) -> Tensor:
     v = call(velocity, x, t, y)
-    _validate.velocity_like(v, x)
+    validate.velocity_like(v, x)
     return v

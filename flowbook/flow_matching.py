@@ -12,14 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from flowbook import _validate, keyed
-from flowbook._model import Velocity, call, model_calls, null_label_of
-from flowbook.batch import unpack
+from flowbook._core import keyed, validate
 from flowbook.couplings import Coupling, Independent
+from flowbook.data import unpack
+from flowbook.guidance import check_labels, drop_labels
 from flowbook.paths import LinearPath, Path
+from flowbook.velocity import Velocity, call
 
 
 def flow_matching_loss(
@@ -59,38 +59,28 @@ def flow_matching_loss(
         >>> flow_matching_loss(lambda x, t, y=None: torch.ones_like(x), x1, x0=x0)
         tensor(0.)
     """
-    _validate.float_tensor("x1", x1, min_dim=1)
+    validate.float_tensor("x1", x1, min_dim=1)
     _check_options(path, coupling, label_dropout)
     if x0 is None:
         x0 = keyed.randn_like(x1)
     x0, x1, y = coupling(x0, x1, y)
     if t is None:
-        _validate.same_shape("x0", x0, "x1", x1)
+        validate.same_shape("x0", x0, "x1", x1)
         t = keyed.rand(len(x1), like=x1) * path.last_velocity_time
         xt, target = path.interpolate_and_velocity(x0, x1, t)
     else:
         xt, target = path.interpolate(x0, x1, t), path.velocity(x0, x1, t)
     if label_dropout > 0:
-        y = _drop_labels(velocity, x1, y, label_dropout, null_label)
+        y = drop_labels(velocity, x1, y, label_dropout, null_label)
     v = call(velocity, xt, t, y)
-    _validate.same_shape("velocity(xt, t, y)", v, "x1", x1)
+    validate.same_shape("velocity(xt, t, y)", v, "x1", x1)
     return (v - target).square().mean()
 
 
 def _check_options(path: Path, coupling: Coupling, label_dropout: float) -> None:
-    _validate.instance("path", path, Path, "LinearPath()")
-    _validate.function("coupling", coupling, "OptimalTransport()")
-    _validate.number("label_dropout", label_dropout, 0, 1)
-
-
-def _drop_labels(velocity: Velocity, x1: Tensor, y: Tensor | None, dropout: float, null_label: int | None) -> Tensor:
-    if y is None:
-        raise ValueError("y: label_dropout needs labels; got None")
-    if null_label is None:
-        null_label = null_label_of(velocity)
-    if null_label is None:
-        raise ValueError("null_label: label_dropout needs the label that means 'none', and the model does not name it")
-    return torch.where(keyed.rand(len(x1), like=x1) < dropout, null_label, y)
+    validate.instance("path", path, Path, "LinearPath()")
+    validate.function("coupling", coupling, "OptimalTransport()")
+    validate.number("label_dropout", label_dropout, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -111,50 +101,12 @@ class FlowMatching:
     def __post_init__(self) -> None:
         _check_options(self.path, self.coupling, self.label_dropout)
 
+    def check(self, network: nn.Module, data: Any) -> None:
+        """Labels of tensors must be the network's, without its null label."""
+        check_labels(network, data)
+
     def __call__(self, velocity: Velocity, batch: Any) -> Tensor:
         x0, x1, y = unpack(batch)
         return flow_matching_loss(
             velocity, x1, x0=x0, y=y, path=self.path, coupling=self.coupling, label_dropout=self.label_dropout
         )
-
-
-class Guided(nn.Module):
-    """A velocity under classifier-free guidance; made by :func:`guided`."""
-
-    def __init__(self, velocity: Velocity, scale: float, null_label: int):
-        super().__init__()
-        self.velocity, self.scale, self.null_label = velocity, scale, null_label
-
-    @property
-    def model_calls(self) -> int:
-        return 2 * model_calls(self.velocity)
-
-    def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
-        if y is None:
-            raise ValueError("y: a guided velocity needs the labels to guide to, shape (B,); got None")
-        unconditional = self.velocity(x, t, torch.full_like(y, self.null_label))
-        return unconditional + self.scale * (self.velocity(x, t, y) - unconditional)
-
-
-def guided(velocity: Velocity, scale: float, null_label: int) -> Guided:
-    r"""Classifier-free guidance: exaggerate what the label changes (Ho and Salimans 2022, equation 6).
-
-    .. math:: v_\text{guided}(x, t, y) = v(x, t, \varnothing) + s\, \big(v(x, t, y) - v(x, t, \varnothing)\big)
-
-    Scale 0 ignores the label, 1 is the plain conditional velocity, above 1 trades variety for typicality (their w is
-    our s - 1). The network runs twice, and ``nfe`` counts two.
-
-    Args:
-        velocity: a class-conditional velocity trained with label dropout.
-        scale: s above.
-        null_label: the label that means "none".
-
-    Example:
-        >>> v = guided(lambda x, t, y=None: x * y[:, None], scale=3.0, null_label=0)
-        >>> v(torch.ones(1, 2), 0.5, torch.tensor([1]))
-        tensor([[3., 3.]])
-    """
-    _validate.number("scale", scale, -float("inf"), float("inf"))
-    if not _validate.is_integer(null_label):
-        raise TypeError(f"null_label: expected an integer label; got {null_label!r}")
-    return Guided(velocity, float(scale), int(null_label))

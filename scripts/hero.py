@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from flowbook import models, plotting
+from flowbook import models
+from flowbook.book import plotting
 from flowbook.analytic import eight_gaussians
-from flowbook.flow_matching import guided
+from flowbook.guidance import guided
 from flowbook.paths import LinearPath
 from flowbook.solvers import sample
 

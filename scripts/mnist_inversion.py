@@ -10,7 +10,7 @@ from typing import Any
 
 from flowbook import data, models
 from flowbook.inversion import RoundTrip, round_trip
-from flowbook.models.pretrained import asset
+from flowbook.models import asset
 from flowbook.solvers import FIXED
 
 IMAGES = 12

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from flowbook import data, metrics, models
-from flowbook.models.pretrained import asset
+from flowbook.models import asset
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torch
 from torchvision.utils import make_grid, save_image
 
 from flowbook import data, diffusion, metrics, training
-from flowbook.models.pretrained import asset
+from flowbook.models import asset
 
 SAMPLES, BOUND = 400, 32
 
@@ -60,7 +60,7 @@ def main(run: str, train: str, test: str) -> None:
     least = torch.zeros(BOUND, dtype=torch.long)  # step 0
     slightly = schedule.add_noise(unseen[:BOUND], least, torch.randn(unseen[:BOUND].shape, generator=generator))
     error = (model(slightly, least) - unseen[:BOUND]).square().mean().sqrt()
-    bits = diffusion.bits_per_dim(model, unseen[:BOUND], schedule, generator=torch.Generator().manual_seed(3))
+    bits = diffusion.variational_bound(model, unseen[:BOUND], schedule, generator=torch.Generator().manual_seed(3))
     log = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
     scores = {
         "weights": sum(p.numel() for p in velocity.network.parameters()),

@@ -35,7 +35,7 @@ if util.find_spec("flowbook") is None:
     invalidate_caches()
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that spin longer stall a busy machine
 import torch
-from flowbook import plotting
+from flowbook.book import plotting
 
 torch.manual_seed(0)
 torch.set_num_threads(2)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import pathlib
 import socket
 import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -53,7 +58,7 @@ class Recorder:
         self.labels: list[Tensor | None] = []
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        assert isinstance(t, Tensor) and t.shape == () and t.dtype == x.dtype
+        assert isinstance(t, Tensor) and t.shape == () and t.dtype == torch.promote_types(x.dtype, torch.float32)
         self.times.append(float(t))
         self.labels.append(y)
         return self.field(x, t)
@@ -68,7 +73,77 @@ def randomised(model: nn.Module, seed: int = 0, scale: float = 0.2) -> nn.Module
     return model
 
 
-def wait_for(processes: list[subprocess.Popen[str]]) -> None:
+# Processes that start with torch imported: it is imported once, by the server that they are forked from.
+PRELOADED = [
+    "flowbook.training", "flowbook.recipes", "flowbook.cli", "accelerate", "torch._dynamo",
+    "torch.utils.tensorboard", "torch.distributed.fsdp",
+]  # fmt: skip
+
+
+class Forked:
+    """A real process, with the interface of subprocess.Popen that the tests need."""
+
+    def __init__(self, code: str, arguments: list[str], environment: dict[str, str], errors: pathlib.Path):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.errors = errors
+        self.process = context.Process(target=_execute, args=(code, arguments, environment, str(errors)))
+        self.process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self, timeout: float = 300) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"a process has not ended within {timeout:g} s: {self.errors.read_text()}")
+        return self.process.exitcode
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        self.wait(timeout)
+        return "", self.errors.read_text()
+
+
+def _execute(code: str, arguments: list[str], environment: dict[str, str], errors: str) -> None:
+    """In the new process: the code as a script, with stderr in a file."""
+    descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 2)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    sys.argv = ["script", *arguments]
+    torch.set_num_threads(1)
+    try:
+        exec(compile(code, "script", "exec"), {"__name__": "__main__"})
+    except SystemExit as stopped:
+        sys.stderr.flush()
+        os._exit(stopped.code if isinstance(stopped.code, int) else 1)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def ranked(rank: int, processes: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process."""
+    if processes == 1:
+        return {}
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }  # fmt: skip
+
+
+def wait_for(processes: Sequence[subprocess.Popen[str] | Forked]) -> None:
     """Until all have ended well; none outlives a failure."""
     try:
         for process in processes:

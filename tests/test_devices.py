@@ -11,14 +11,14 @@ from helpers import ALL_PATHS, FIXED
 from torch import Tensor, nn
 
 from flowbook import cnf, solvers
-from flowbook.conversion import as_velocity, retimed
 from flowbook.diffusion import Diffusion, NoiseSchedule, StepModel, probability_flow
 from flowbook.divergence import divergence, rademacher
-from flowbook.flow_matching import FlowMatching, guided
+from flowbook.flow_matching import FlowMatching
+from flowbook.guidance import guided
 from flowbook.models import DiT, UNet
-from flowbook.paths import LinearPath
+from flowbook.paths import LinearPath, as_velocity, retimed
 from flowbook.reflow import reflow_loss
-from flowbook.training.average import AveragedWeights
+from flowbook.training import EMA
 
 META = torch.device("meta")
 
@@ -55,7 +55,7 @@ FLOWS: dict[str, Callable[[], nn.Module]] = {
     **{
         f"{prediction} on {path!r}": lambda path=path, prediction=prediction: as_velocity(Small(), path, prediction)
         for path in ALL_PATHS
-        for prediction in ("noise", "data", "score")
+        for prediction in ("noise", "data", "score", "v")
     },
 }
 
@@ -63,7 +63,7 @@ FLOWS: dict[str, Callable[[], nn.Module]] = {
 @pytest.fixture
 def without_the_look_at_the_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """``solve`` looks once whether x is finite, which the contract allows."""
-    monkeypatch.setattr(solvers, "_check", lambda *arguments: None)
+    monkeypatch.setattr("flowbook.solvers.solution._check", lambda *arguments: None)
 
 
 @pytest.mark.usefixtures("without_the_look_at_the_entry")
@@ -84,7 +84,7 @@ def test_no_divergence_reads_a_value(name: str, mode: str) -> None:
 
 LOSSES: dict[str, Callable[[nn.Module], Tensor]] = {
     "flow matching": lambda v: FlowMatching(label_dropout=0.1)(v, (images(), LABELS)),
-    "diffusion": lambda v: Diffusion(SCHEDULE, prediction="velocity")(v, (images(), LABELS)),
+    "diffusion": lambda v: Diffusion(SCHEDULE, prediction="v")(v, (images(), LABELS)),
     "reflow": lambda v: reflow_loss(v, images(), images(), y=LABELS, times=4),
     "likelihood": lambda v: cnf.nll_loss(v, images(), y=LABELS, trace="hutchinson", steps=2, kinetic=0.1, jacobian=0.1),
     "likelihood on nodes": lambda v: cnf.nll_loss(v, images(), y=LABELS, trace="hutchinson", steps=2, nodes=3),
@@ -95,10 +95,10 @@ LOSSES: dict[str, Callable[[nn.Module], Tensor]] = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_step_of_training_reads_a_value(name: str) -> None:
     model = unet().train()
-    average = AveragedWeights(model, half_life=100.0, ramp=0.05)
+    ema = EMA(model, 4, half_life=100.0, ramp=0.05)
     LOSSES[name](model).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    average.update(4, 4)
+    ema.update()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

@@ -31,12 +31,8 @@ seconds = time.perf_counter() - start
 print(json.dumps({{"seconds": seconds, "loaded": sorted({{name.partition(".")[0] for name in sys.modules}})}}))
 """
 
-MODULES = [
-    "flowbook", "flowbook.paths", "flowbook.couplings", "flowbook.analytic", "flowbook.solvers", "flowbook.divergence",
-    "flowbook.flow_matching", "flowbook.reflow", "flowbook.pairs", "flowbook.perceptual", "flowbook.inversion",
-    "flowbook.denoising", "flowbook.anomaly", "flowbook.foreign", "flowbook.data", "flowbook.metrics",
-    "flowbook.models", "flowbook.training", "flowbook.cli",
-]  # fmt: skip
+MODULES = ["flowbook", *(f"flowbook.{module.name}" for module in pkgutil.iter_modules(flowbook.__path__))]
+MODULES.remove("flowbook.__main__")  # which is the command
 
 
 def imported(module: str) -> tuple[float, set[str]]:
@@ -58,15 +54,28 @@ def test_heavy_libraries_load_when_they_are_first_used() -> None:
     assert after & set(LAZY) == set()
 
 
-def test_reflow_brings_no_training_code_along() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys, flowbook.reflow; print('flowbook.training' in sys.modules)"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.strip() == "False"
-
-
 def test_the_top_level_re_exports_no_name_that_is_a_module_s() -> None:
     for module in pkgutil.iter_modules(flowbook.__path__):
         imported_module = importlib.import_module(f"flowbook.{module.name}")
         assert getattr(flowbook, module.name) is imported_module
+
+
+def test_the_names_at_the_top_are_those_of_their_modules_and_load_when_they_are_used() -> None:
+    script = """
+import sys, flowbook
+assert not any(name.startswith("flowbook.") for name in sys.modules)
+for name in flowbook.__all__:
+    value = getattr(flowbook, name)
+    home = next(module for module, names in flowbook._HOMES.items() if name in names)
+    assert value is getattr(sys.modules["flowbook." + home], name), name
+assert set(flowbook.__all__) == {name for names in flowbook._HOMES.values() for name in names}
+assert set(flowbook.__all__) <= set(dir(flowbook))
+try:
+    flowbook.solv
+except AttributeError as error:
+    assert "no attribute 'solv'" in str(error)
+else:
+    raise AssertionError
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -2,12 +2,20 @@
 
 from flowbook.models.autocast import Autocast
 from flowbook.models.build import CLASSES, build, describe
-from flowbook.models.classifier import Classifier, features_and_labels
+from flowbook.models.classifier import Classifier, CrossEntropy, features_and_labels
 from flowbook.models.compiled import Compiled
 from flowbook.models.cost import Cost, cost
 from flowbook.models.dit import DiT
 from flowbook.models.mlp import MLP
-from flowbook.models.pretrained import PRETRAINED, export, load_classifier, load_moments, load_pretrained
+from flowbook.models.pretrained import (
+    PRETRAINED,
+    asset,
+    export,
+    load_classifier,
+    load_moments,
+    load_pretrained,
+    read_exported,
+)
 from flowbook.models.unet import UNet
 
 __all__ = [
@@ -18,8 +26,10 @@ __all__ = [
     "Classifier",
     "Compiled",
     "Cost",
+    "CrossEntropy",
     "DiT",
     "UNet",
+    "asset",
     "build",
     "cost",
     "describe",
@@ -28,4 +38,5 @@ __all__ = [
     "load_classifier",
     "load_moments",
     "load_pretrained",
+    "read_exported",
 ]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbook import _validate
-from flowbook._model import Wrapper
+from flowbook._core import validate
+from flowbook.velocity import Wrapper
 
 
 class Autocast(Wrapper):
@@ -31,7 +31,7 @@ class Autocast(Wrapper):
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        _validate.instance("network", network, nn.Module, "MLP(2)")
+        validate.instance("network", network, nn.Module, "MLP(2)")
         self.network = network
 
     def forward(self, x: Tensor, t: Tensor | float, *rest: Any) -> Tensor:

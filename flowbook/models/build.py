@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from flowbook import _validate
+from flowbook._core import validate
 from flowbook.models.classifier import Classifier
 from flowbook.models.dit import DiT
 from flowbook.models.mlp import MLP
@@ -23,7 +23,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
         >>> type(build("MLP", dim=2)).__name__
         'MLP'
     """
-    _validate.one_of("model", name, tuple(CLASSES))
+    validate.one_of("model", name, tuple(CLASSES))
     return CLASSES[name](**arguments)
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowbook import _validate
-from flowbook._model import evaluating
-from flowbook.batch import unpack
+from flowbook._core import validate
+from flowbook.data import labels_of, unpack
+from flowbook.velocity import evaluating
 
 
 class Classifier(nn.Module):
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
             ("features", features),
             ("num_classes", num_classes),
         ):
-            _validate.positive_int(name, value)
+            validate.positive_int(name, value)
         if size % 4:
             raise ValueError(f"size: expected a multiple of 4; got {size}")
         self.arguments = {
@@ -90,6 +90,8 @@ class CrossEntropy:
         True
     """
 
+    trains_velocity: ClassVar[bool] = False
+
     label_smoothing: float = 0.0
     shift: float = 0.0
     rotation: float = 0.0
@@ -97,8 +99,13 @@ class CrossEntropy:
 
     def __post_init__(self) -> None:
         for name in ("label_smoothing", "shift", "scaling"):
-            _validate.number(name, getattr(self, name), 0, 1)
-        _validate.number("rotation", self.rotation, 0, math.inf, high_open=True)
+            validate.number(name, getattr(self, name), 0, 1)
+        validate.number("rotation", self.rotation, 0, math.inf, high_open=True)
+
+    def check(self, network: nn.Module, data: Any) -> None:
+        """Labels of tensors must be the classifier's."""
+        if (y := labels_of(data)) is not None:
+            validate.labels("y", y, len(y), classes=getattr(network, "num_classes", None))
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         _, x, y = unpack(batch)
@@ -126,7 +133,7 @@ def features_and_labels(judge: Classifier, images: Tensor, batch_size: int = 500
         >>> features.shape, labels.shape
         (torch.Size([3, 64]), torch.Size([3]))
     """
-    _validate.float_tensor("images", images, min_dim=4)
+    validate.float_tensor("images", images, min_dim=4)
     with evaluating(judge):
         features = torch.cat([judge.features(part) for part in images.split(batch_size)])
         return features, judge.head(features).argmax(1)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbook import _validate
-from flowbook._model import Wrapper, call
+from flowbook._core import validate
+from flowbook.velocity import Wrapper, call
 
 
 class Compiled(Wrapper):
@@ -36,8 +36,8 @@ class Compiled(Wrapper):
 
     def __init__(self, velocity: nn.Module, batch_size: int):
         super().__init__()
-        _validate.instance("velocity", velocity, nn.Module, "MLP(2)")
-        _validate.positive_int("batch_size", batch_size)
+        validate.instance("velocity", velocity, nn.Module, "MLP(2)")
+        validate.positive_int("batch_size", batch_size)
         self.velocity, self.batch_size = velocity, batch_size
         self._graphs: dict[str, Any] = {}  # by kind of device
 

@@ -1,4 +1,4 @@
-"""What a network costs: weights, operations of one evaluation, and memory of a training step."""
+"""What a network costs: parameters, operations of one evaluation, and memory of a training step."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flowbook import _validate
+from flowbook._core import validate
 
 
 @dataclass(frozen=True)
 class Cost:
     """Made by :func:`cost`."""
 
-    weights: int
-    """Numbers that are trained."""
+    parameters: int
+    """Those that are trained."""
     flops: int
     """Of one evaluation of one sample, forward; a step of training takes three times as many."""
     activations: int
@@ -27,40 +27,40 @@ class Cost:
     since a GPU's autocast computes norms in float32."""
 
     def memory(self, batch_size: int, precision: str = "fp32") -> int:
-        """Bytes of a training step: 20 for each weight, and what the samples leave.
+        """Bytes of a training step: 20 for each parameter, and what the samples leave.
 
-        The 20 are four each for the weight, its gradient, Adam's two moments and the average. Under bf16 autocast
-        there are copies of the weights, two bytes each. A lower bound: what kernels and the backward pass need while
-        they run is not counted (on a CPU it made the whole 1.5 to 2.1 times as much; benchmarks/scaling.py).
+        The 20 are four each for the parameter, its gradient, Adam's two moments and the moving average. Under bf16
+        autocast there are copies of the parameters, two bytes each. A lower bound: what kernels and the backward pass
+        need while they run is not counted (on a CPU it made the whole 1.5 to 2.1 times as much; benchmarks/scaling.py).
 
         Example:
-            >>> Cost(weights=1_000, flops=0, activations=500).memory(batch_size=10)
+            >>> Cost(parameters=1_000, flops=0, activations=500).memory(batch_size=10)
             25000
         """
         return self._fixed(precision) + batch_size * self._for_a_sample(precision)
 
     def fits(self, memory: int, precision: str = "fp32") -> int:
-        """The largest batch whose :meth:`memory` is within so many bytes; 0 if not even the weights are.
+        """The largest batch whose :meth:`memory` is within so many bytes; 0 if not even the parameters are.
 
         Example:
-            >>> Cost(weights=1_000, flops=0, activations=500).fits(25_499)
+            >>> Cost(parameters=1_000, flops=0, activations=500).fits(25_499)
             10
         """
         return max(0, (memory - self._fixed(precision)) // self._for_a_sample(precision))
 
     def _fixed(self, precision: str) -> int:
-        return (22 if precision == "bf16" else 20) * self.weights
+        return (22 if precision == "bf16" else 20) * self.parameters
 
     def _for_a_sample(self, precision: str) -> int:
         return max(1, self.activations // (2 if precision == "bf16" else 1))
 
     def __str__(self) -> str:
         unit, size = ("GFLOP", 1e9) if self.flops >= 1e8 else ("MFLOP", 1e6)
-        return f"{self.weights:,} weights, {self.flops / size:.3g} {unit} for each sample and evaluation"
+        return f"{self.parameters:,} parameters, {self.flops / size:.3g} {unit} for each sample and evaluation"
 
 
 def cost(model: nn.Module, x: Tensor) -> Cost:
-    """Weights, operations and memory of a model, counted while it runs once, on no data.
+    """Parameters, operations and memory of a model, counted while it runs once, on no data.
 
     Of operations torch's own counter takes matrix products and convolutions, two for a product and its sum; the rest is
     a few percent. Of memory, the tensors that autograd keeps, each once.
@@ -74,15 +74,15 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
         >>> network = models.UNet(3, 32, width=128, multipliers=(1, 2, 2, 2), attention=(16,))
         >>> found = cost(network, torch.zeros(1, 3, 32, 32))
         >>> print(found)
-        36,599,683 weights, 12.4 GFLOP for each sample and evaluation
+        36,599,683 parameters, 12.4 GFLOP for each sample and evaluation
         >>> 7e9 < found.memory(128) < 8.1e9  # bytes for batches of 128; it depends a little on the version of torch
         True
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    _validate.instance("model", model, nn.Module, "MLP(2)")
-    _validate.float_tensor("x", x, min_dim=1)
-    weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    validate.instance("model", model, nn.Module, "MLP(2)")
+    validate.float_tensor("x", x, min_dim=1)
+    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     one = x.detach()[:1]
     shadow = copy.deepcopy(model).requires_grad_(False).to("meta")  # shapes without numbers: nothing is computed
     counter = FlopCounterMode(display=False)
@@ -93,11 +93,11 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
             raise TypeError(
                 f"model: expected v(x, t, y=None); got {type(model).__name__}, which does not take a time"
             ) from error
-    return Cost(weights, counter.get_total_flops(), _kept(shadow, one.to("meta")))
+    return Cost(parameters, counter.get_total_flops(), _kept(shadow, one.to("meta")))
 
 
 def _kept(shadow: nn.Module, x: Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, weights not counted."""
+    """Bytes that a forward pass keeps for the backward pass, parameters not counted."""
     shadow.requires_grad_(True).train()
     if x.dim() == 4:  # as fit trains
         shadow, x = shadow.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowbook import _validate
-from flowbook.models.embedding import LabelEmbedding, TimeEmbedding, batch_of_times, check_dtype
+from flowbook._core import validate
+from flowbook.models.embedding import LabelEmbedding, TimeNetwork, batch_of_times, check_dtype
 
 
 def positions(side: int, dim: int) -> Tensor:
@@ -84,6 +84,7 @@ class DiT(nn.Module):
         patch: int = 2,
         width: int = 384,
         depth: int = 12,
+        *,
         heads: int = 6,
         expansion: int = 4,
         num_classes: int | None = None,
@@ -95,7 +96,7 @@ class DiT(nn.Module):
         }  # fmt: skip
         for name, value in self.arguments.items():
             if name != "num_classes":
-                _validate.positive_int(name, value)
+                validate.positive_int(name, value)
         if size % patch:
             raise ValueError(f"size: expected a multiple of patch = {patch}; got {size}")
         if width % heads or width % 4:
@@ -105,7 +106,7 @@ class DiT(nn.Module):
 
         self.inputs = nn.Linear(channels * patch**2, width)
         self.register_buffer("positions", positions(size // patch, width), persistent=False)
-        self.time = nn.Sequential(TimeEmbedding(256), nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = TimeNetwork(256, width)
         self.label = None if num_classes is None else LabelEmbedding(num_classes, width)
         self.blocks = nn.ModuleList(Block(width, heads, expansion) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -119,9 +120,9 @@ class DiT(nn.Module):
         if x.dim() != 4 or x.shape[1:] != (self.channels, self.size, self.size):
             raise ValueError(f"x: expected shape (B, {self.channels}, {self.size}, {self.size}); got {tuple(x.shape)}")
         check_dtype(x, self.inputs.weight)
-        embedding = self.time(batch_of_times(t, x))
+        embedding = self.time(batch_of_times(t, x), x.dtype)
         if self.label is not None:
-            embedding = embedding + self.label(y, len(x))
+            embedding = embedding + self.label(y, x.shape[0])
         elif y is not None:
             raise ValueError("y: this model was built without num_classes and takes no labels; got labels")
         embedding = F.silu(embedding)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from flowbook import _validate
+from flowbook._core import validate
+from flowbook._core.times import working_dtype
 
 
 class TimeEmbedding(nn.Module):
     """Sines and cosines of the time, of frequencies from ``scale`` towards ``scale / 10000`` (Vaswani et al. 2017).
 
     The transformer's table was made for positions 0 to 1000. Fed with a raw t in [0, 1], all but its first few
-    components are constant; ``scale`` stretches the time before the sines see it.
+    components are constant; ``scale`` stretches the time before the sines see it. Angles are computed in float32 at
+    least, whatever the dtype of the network: a half knows no more than 2,048 times of [0, 1].
 
     Args:
         dim: the number of components, even.
@@ -29,17 +33,50 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int, scale: float = 1000.0):
         super().__init__()
-        _validate.positive_int("dim", dim, at_least=2)
+        validate.positive_int("dim", dim, at_least=2)
         if dim % 2:
             raise ValueError(f"dim: expected an even number; got {dim}")
-        exponents = torch.arange(dim // 2, dtype=torch.float64) / (dim // 2)
-        frequencies = scale * torch.exp(-math.log(10000.0) * exponents)
-        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        self._dim, self._scale = dim, scale
+        self.register_buffer("frequencies", self._table(), persistent=False)
+
+    def _table(self) -> Tensor:
+        exponents = torch.arange(self._dim // 2, dtype=torch.float64) / (self._dim // 2)
+        return (self._scale * torch.exp(-math.log(10000.0) * exponents)).float()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype in (torch.float16, torch.bfloat16):  # which would round them
+            self.frequencies = self._table().to(self.frequencies.device)
+        return self
 
     def forward(self, t: Tensor) -> Tensor:
-        """t: (B,) in [0, 1] -> (B, dim)."""
+        """t: (B,) in [0, 1] -> (B, dim), in the dtype of t."""
         angles = t[:, None] * self.frequencies.to(t.dtype)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class TimeNetwork(nn.Sequential):
+    """The time's sines and cosines, then two linear layers.
+
+    Args:
+        dim: components of the embedding, even.
+        width: of the layers.
+
+    Example:
+        >>> TimeNetwork(4, 8)(torch.tensor([0.0, 0.5]), torch.float32).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, dim: int, width: int):
+        super().__init__(TimeEmbedding(dim), nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
+        """t: (B,) in [0, 1] -> (B, width), in ``dtype``, that of the network."""
+        embedding, *layers = self
+        h = embedding(t).to(dtype)
+        for layer in layers:
+            h = layer(h)
+        return h
 
 
 class LabelEmbedding(nn.Embedding):
@@ -51,7 +88,7 @@ class LabelEmbedding(nn.Embedding):
     """
 
     def __init__(self, num_classes: int, dim: int):
-        _validate.positive_int("num_classes", num_classes)
+        validate.positive_int("num_classes", num_classes)
         super().__init__(num_classes + 1, dim)
         self.null_label = num_classes
 
@@ -61,20 +98,20 @@ class LabelEmbedding(nn.Embedding):
             return self.weight[self.null_label].expand(batch, -1)
         if y.dtype in (torch.uint8, torch.int8, torch.int16):  # MNIST's are uint8, which embeddings do not take
             y = y.long()
-        _validate.labels("y", y, batch, classes=self.null_label + 1)
+        validate.labels("y", y, batch, classes=self.null_label + 1)
         return super().forward(y)
 
 
 def check_dtype(x: Tensor, weight: Tensor) -> None:
     """x is floating point, of the weights' own dtype unless autocast takes care of it."""
-    _validate.float_tensor("x", x)
+    validate.float_tensor("x", x)
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"x: expected the dtype of the model's weights, {weight.dtype}; got {x.dtype}")
 
 
 def batch_of_times(t: Tensor | float, x: Tensor) -> Tensor:
-    """A scalar time or one per sample -> shape (B,), with the dtype and device of x."""
+    """A scalar time or one per sample -> shape (B,), on the device of x and in float32 at least."""
     # With gradients on this is a training step, of which looking at the values would take 2 to 3%.
-    _validate.time("t", t, len(x), values=not torch.is_grad_enabled())
-    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+    validate.time("t", t, x.shape[0], values=not torch.is_grad_enabled())
+    t = torch.as_tensor(t, dtype=working_dtype(x.dtype), device=x.device)
     return t.expand(x.shape[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowbook import _validate
+from flowbook._core import validate
 from flowbook.models.embedding import LabelEmbedding, TimeEmbedding, batch_of_times, check_dtype
 
 
@@ -31,13 +31,13 @@ class MLP(nn.Module):
         self, dim: int, hidden: int = 128, depth: int = 3, num_classes: int | None = None, time_dim: int = 8
     ) -> None:
         super().__init__()
-        _validate.positive_int("dim", dim)
-        _validate.positive_int("hidden", hidden)
-        _validate.positive_int("depth", depth)
-        _validate.positive_int("time_dim", time_dim, at_least=2)
+        validate.positive_int("dim", dim)
+        validate.positive_int("hidden", hidden)
+        validate.positive_int("depth", depth)
+        validate.positive_int("time_dim", time_dim, at_least=2)
         if num_classes is not None:
-            _validate.positive_int("num_classes", num_classes)
-            _validate.positive_int("hidden", hidden, at_least=4)  # a label gets a quarter of it
+            validate.positive_int("num_classes", num_classes)
+            validate.positive_int("hidden", hidden, at_least=4)  # a label gets a quarter of it
         self.arguments = {
             "dim": dim,
             "hidden": hidden,
@@ -59,9 +59,9 @@ class MLP(nn.Module):
         if x.dim() != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x: expected shape (B, {self.dim}); got {tuple(x.shape)}")
         check_dtype(x, self.layers[0].weight)  # type: ignore[arg-type]
-        features = [x, self.time(batch_of_times(t, x))]
+        features = [x, self.time(batch_of_times(t, x)).to(x.dtype)]
         if self.label is not None:
-            features.append(self.label(y, len(x)))
+            features.append(self.label(y, x.shape[0]))
         elif y is not None:
             raise ValueError("y: this model was built without num_classes and takes no labels; got labels")
         return self.layers(torch.cat(features, dim=-1))

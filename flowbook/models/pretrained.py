@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flowbook import _validate
+from flowbook._core import validate
 from flowbook.models.build import build, describe
 from flowbook.models.classifier import Classifier
 
@@ -39,8 +39,8 @@ def load_pretrained(name: str) -> nn.Module:
         >>> velocity(torch.zeros(2, 1, 28, 28), 0.5, torch.tensor([3, 7])).shape
         torch.Size([2, 1, 28, 28])
     """
-    _validate.one_of("name", name, PRETRAINED)
-    return read(asset(f"{name}.safetensors"))
+    validate.one_of("name", name, PRETRAINED)
+    return read_exported(asset(f"{name}.safetensors"))
 
 
 def load_classifier(name: str) -> Classifier:
@@ -54,8 +54,8 @@ def load_classifier(name: str) -> Classifier:
         >>> load_classifier("mnist")(torch.zeros(1, 1, 28, 28)).shape
         torch.Size([1, 10])
     """
-    _validate.one_of("name", name, CLASSIFIERS)
-    model = read(asset(f"{name}_classifier.safetensors"))
+    validate.one_of("name", name, CLASSIFIERS)
+    model = read_exported(asset(f"{name}_classifier.safetensors"))
     assert isinstance(model, Classifier)
     return model
 
@@ -70,7 +70,7 @@ def load_moments(name: str) -> dict[str, tuple[Tensor, Tensor]]:
         >>> sorted(load_moments("mnist"))
         ['test', 'train']
     """
-    _validate.one_of("name", name, ("mnist",))
+    validate.one_of("name", name, ("mnist",))
     with safe_open(asset(f"{name}_moments.safetensors"), framework="pt") as file:
         return {
             split: (file.get_tensor(f"{split}.mean"), file.get_tensor(f"{split}.covariance"))
@@ -109,7 +109,7 @@ def export(model: nn.Module, path: str | Path, **notes: Any) -> Path:
     return Path(path)
 
 
-def read(path: str | Path) -> nn.Module:
+def read_exported(path: str | Path) -> nn.Module:
     """A model from a file of :func:`export`, in float32 and eval mode.
 
     Raises:

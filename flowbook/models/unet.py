@@ -7,13 +7,14 @@ self-attention at chosen resolutions, skip connections from the way down to the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowbook import _validate
-from flowbook.models.embedding import LabelEmbedding, TimeEmbedding, batch_of_times, check_dtype
+from flowbook._core import validate
+from flowbook.models.embedding import LabelEmbedding, TimeNetwork, batch_of_times, check_dtype
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -101,84 +102,69 @@ class UNet(nn.Module):
         width: int = 64,
         multipliers: Sequence[int] = (1, 2, 2),
         blocks: int = 2,
+        *,
         patch: int = 1,
         attention: Sequence[int] = (),
         num_classes: int | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
-        for name, value in (
-            ("channels", channels),
-            ("size", size),
-            ("width", width),
-            ("blocks", blocks),
-            ("patch", patch),
-        ):
-            _validate.positive_int(name, value)
-        for name, values in (("multipliers", multipliers), ("attention", attention)):
-            if not isinstance(values, Sequence) or isinstance(values, str):
-                raise TypeError(f"{name}: expected a sequence of integers; got {values!r}")
-            for value in values:
-                _validate.positive_int(name, value)
-        if not multipliers:
-            raise ValueError("multipliers: expected one for each level, at least one; got none")
-        _validate.number("dropout", dropout, 0, 1)
-        reduction = patch * 2 ** (len(multipliers) - 1)
-        if size % reduction:
-            raise ValueError(
-                f"size: {len(multipliers)} levels over patches of {patch} need a multiple of {reduction}; got {size}"
-            )
-        resolutions = [size // patch >> level for level in range(len(multipliers))]
-        if unknown := set(attention) - set(resolutions):
-            raise ValueError(f"attention: the levels have resolutions {resolutions}; got {sorted(unknown)}")
-        self.arguments = {
-            "channels": channels, "size": size, "width": width, "multipliers": list(multipliers), "blocks": blocks,
-            "patch": patch, "attention": list(attention), "num_classes": num_classes, "dropout": dropout,
-        }  # fmt: skip
-        self.patch = patch
-        self.channels, self.size, self.num_classes, self.null_label = channels, size, num_classes, num_classes
+        self.arguments: dict[str, Any] = {
+            "channels": channels,
+            "size": size,
+            "width": width,
+            "multipliers": multipliers,
+            "blocks": blocks,
+            "patch": patch,
+            "attention": attention,
+            "num_classes": num_classes,
+            "dropout": dropout,
+        }
+        resolutions = _resolutions(**self.arguments)
+        self.arguments |= {"multipliers": list(multipliers), "attention": list(attention)}
+        self.channels, self.size, self.patch = channels, size, patch
+        self.num_classes, self.null_label = num_classes, num_classes
 
         embedding = 4 * width
-        self.time = nn.Sequential(
-            TimeEmbedding(width - width % 2), nn.Linear(width - width % 2, embedding), nn.SiLU(),
-            nn.Linear(embedding, embedding),
-        )  # fmt: skip
+        self.time = TimeNetwork(width - width % 2, embedding)
         self.label = None if num_classes is None else LabelEmbedding(num_classes, embedding)
+        self.inputs = nn.Conv2d(channels * patch**2, width, 3, padding=1)
 
         def block(inputs: int, outputs: int, resolution: int) -> nn.ModuleList:
             attend = Attention(outputs) if resolution in attention else nn.Identity()
             return nn.ModuleList([ResidualBlock(inputs, outputs, embedding, dropout), attend])
 
-        self.inputs = nn.Conv2d(channels * patch**2, width, 3, padding=1)
+        levels = [
+            (width * multiplier, resolution) for multiplier, resolution in zip(multipliers, resolutions, strict=True)
+        ]
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        skips, current = [width], width
-        for level, (multiplier, resolution) in enumerate(zip(multipliers, resolutions, strict=True)):
+        current, skips = width, [width]
+        for level, (outputs, resolution) in enumerate(levels):
             if level > 0:
                 self.down.append(nn.ModuleList([nn.Conv2d(current, current, 3, stride=2, padding=1), nn.Identity()]))
                 skips.append(current)
             for _ in range(blocks):
-                self.down.append(block(current, width * multiplier, resolution))
-                current = width * multiplier
+                self.down.append(block(current, outputs, resolution))
+                current = outputs
                 skips.append(current)
         self.middle = block(current, current, resolutions[-1])
-        for level, (multiplier, resolution) in reversed(list(enumerate(zip(multipliers, resolutions, strict=True)))):
-            for i in range(blocks + 1):
-                self.up.append(block(current + skips.pop(), width * multiplier, resolution))
-                current = width * multiplier
-                if i == blocks and level > 0:
-                    upsample = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(current, current, 3, padding=1))
-                    self.up[-1].append(upsample)  # type: ignore[operator]
-        self.outputs = nn.Sequential(
-            group_norm(current), nn.SiLU(), zero(nn.Conv2d(current, channels * patch**2, 3, padding=1))
-        )
+        for level, (outputs, resolution) in reversed(list(enumerate(levels))):
+            for _ in range(blocks + 1):
+                self.up.append(block(current + skips.pop(), outputs, resolution))
+                current = outputs
+            if level > 0:
+                upsample = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(current, current, 3, padding=1))
+                self.up[-1].append(upsample)  # type: ignore[operator]
+        last = zero(nn.Conv2d(current, channels * patch**2, 3, padding=1))
+        self.outputs = nn.Sequential(group_norm(current), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
         if x.dim() != 4 or x.shape[1:] != (self.channels, self.size, self.size):
             raise ValueError(f"x: expected shape (B, {self.channels}, {self.size}, {self.size}); got {tuple(x.shape)}")
         check_dtype(x, self.inputs.weight)
-        embedding = self.time(batch_of_times(t, x))
+        embedding = self.time(batch_of_times(t, x), x.dtype)
         if self.label is not None:
-            embedding = embedding + self.label(y, len(x))
+            embedding = embedding + self.label(y, x.shape[0])
         elif y is not None:
             raise ValueError("y: this model was built without num_classes and takes no labels; got labels")
         embedding = F.silu(embedding)
@@ -199,3 +185,29 @@ class UNet(nn.Module):
             for module in upsample:
                 h = module(h)
         return F.pixel_shuffle(self.outputs(h), self.patch)
+
+
+def _resolutions(
+    *, size: int, patch: int, multipliers: Sequence[int], attention: Sequence[int], dropout: float, **counts: int | None
+) -> list[int]:
+    """The resolution of each level, once the architecture has been looked at."""
+    for name, value in (("size", size), ("patch", patch), *counts.items()):
+        if name != "num_classes":
+            validate.positive_int(name, value)
+    for name, values in (("multipliers", multipliers), ("attention", attention)):
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            raise TypeError(f"{name}: expected a sequence of integers; got {values!r}")
+        for value in values:
+            validate.positive_int(name, value)
+    if not multipliers:
+        raise ValueError("multipliers: expected one for each level, at least one; got none")
+    validate.number("dropout", dropout, 0, 1)
+    reduction = patch * 2 ** (len(multipliers) - 1)
+    if size % reduction:
+        raise ValueError(
+            f"size: {len(multipliers)} levels over patches of {patch} need a multiple of {reduction}; got {size}"
+        )
+    resolutions = [size // patch >> level for level in range(len(multipliers))]
+    if unknown := set(attention) - set(resolutions):
+        raise ValueError(f"attention: the levels have resolutions {resolutions}; got {sorted(unknown)}")
+    return resolutions

@@ -1,8 +1,35 @@
-"""The training loop of every chapter and of every GPU run."""
+"""The training loop of every chapter and every GPU run: its settings, its step, its checkpoints.
 
-from flowbook.training.checkpoint import load
+A loss of one's own may draw its random numbers with :func:`randn_like` and :func:`rand`: then a sample meets the same
+ones whatever the number of processes and micro-batches.
+"""
+
+from flowbook._core.keyed import keyed, rand, randn_like
+from flowbook.training.arguments import Callback, Progress
 from flowbook.training.config import TrainConfig
+from flowbook.training.ema import EMA
+from flowbook.training.loading import load
 from flowbook.training.loop import TrainResult, fit
-from flowbook.training.preemption import EXIT_STATUS, Preempted
+from flowbook.training.loss import Loss
+from flowbook.training.preemption import EXIT_STATUS, Interrupted, Preempted
+from flowbook.training.step import StepContext, micro_batches, train_step
 
-__all__ = ["EXIT_STATUS", "Preempted", "TrainConfig", "TrainResult", "fit", "load"]
+__all__ = [
+    "EMA",
+    "EXIT_STATUS",
+    "Callback",
+    "Interrupted",
+    "Loss",
+    "Preempted",
+    "Progress",
+    "StepContext",
+    "TrainConfig",
+    "TrainResult",
+    "fit",
+    "keyed",
+    "load",
+    "micro_batches",
+    "rand",
+    "randn_like",
+    "train_step",
+]

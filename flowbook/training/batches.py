@@ -7,27 +7,28 @@ processes share it: process r of R takes rows ``r B/R`` to ``(r + 1) B/R`` of th
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from flowbook import _validate, keyed
-from flowbook.batch import Batch, to_device, unpack
+from flowbook._core import keyed, validate
+from flowbook.data import Batch, is_tensors, map_batch, to_device, unpack
 
 
 @runtime_checkable
 class Distribution(Protocol):
-    """Anything that can be drawn: x1 from the planar data or a GaussianMixture, (x0, x1, None) from ``data.Pairs``."""
+    """Anything that can be drawn: x1 from the planar data or a mixture, (x0, x1, None) from ``data.Unpaired``."""
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Batch: ...
 
 
 @runtime_checkable
 class Indexed(Protocol):
-    """A finite data set that gives a whole batch by its indices, as :class:`flowbook.pairs.PairDataset` does."""
+    """A finite data set that gives a whole batch by its indices, as :class:`flowbook.reflow.PairDataset` does."""
 
     def __len__(self) -> int: ...
 
@@ -65,85 +66,84 @@ class EpochOrder:
         return torch.randperm(self.samples, generator=generator)
 
 
-def batches(
-    data: Any, *, batch_size: int, seed: int, first_step: int, last_step: int, share: slice, device: torch.device,
-    workers: int = 0,
-) -> Iterator[Batch]:  # fmt: skip
-    """This process's rows of the batches of steps ``first_step`` to ``last_step - 1``, on ``device``.
+@dataclass(frozen=True)
+class Plan:
+    """Which batches a process works through."""
+
+    batch_size: int
+    """Samples of a global batch."""
+    seed: int
+    steps: range
+    share: slice
+    """The rows of the global batch that are this process's."""
+    device: torch.device
+    workers: int = 0
+    """Processes that read a Dataset ahead; a sample is the same whoever reads it."""
+
+
+def batches(data: Any, plan: Plan) -> Iterator[Batch]:
+    """This process's rows of the batches of some steps, on its device.
 
     Args:
         data: a tensor x1; a tuple (x1, y) or (x0, x1, y); something whose ``.sample(n, generator)`` returns a batch; a
             Dataset whose items are such tuples; or one whose ``.batch(indices)`` returns a batch.
-        batch_size: samples in a global batch.
-        share: the rows of the global batch that are this process's.
-        workers: processes that read a Dataset ahead; a sample is the same whoever reads it.
+        plan: which.
     """
     check(data)
-    steps = range(first_step, last_step)
     if is_tensors(data):
-        return _from_tensors(data, batch_size, seed, steps, share, device)
+        return _from_tensors(data, plan)
     if isinstance(data, Indexed):
-        return _from_indexed(data, batch_size, seed, steps, share, device)
+        return _from_indexed(data, plan)
     if isinstance(data, Dataset):
-        return _from_dataset(data, batch_size, seed, steps, share, device, workers)
-    return _from_distribution(data, batch_size, seed, steps, share, device)
+        return _from_dataset(data, plan)
+    return _from_distribution(data, plan)
 
 
-def is_tensors(data: Any) -> bool:
-    """True for x1, (x1, y) and (x0, x1, y), kept whole."""
-    return isinstance(data, Tensor) or (isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data[:2]))
-
-
-def check(data: Any) -> None:
+def check(data: Any, name: str = "data") -> None:
     """Raise for data from which no batches can be made."""
     if is_tensors(data):
         parts = [part for part in unpack(data) if part is not None]
         if not all(isinstance(part, Tensor) for part in parts):
             raise TypeError(
-                f"data: expected tensors (and None for missing labels); got {[type(p).__name__ for p in parts]}"
+                f"{name}: expected tensors (and None for missing labels); got {[type(p).__name__ for p in parts]}"
             )
         if len({len(part) for part in parts}) != 1:
-            raise ValueError(f"data: expected parts of one length; got {[len(part) for part in parts]}")
+            raise ValueError(f"{name}: expected parts of one length; got {[len(part) for part in parts]}")
     elif isinstance(data, Indexed):
         return
     elif isinstance(data, Dataset):
         if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
             raise TypeError(
-                "data: expected a Dataset with a length and an item for each index, so that every step's batch is "
+                f"{name}: expected a Dataset with a length and an item for each index, so that every step's batch is "
                 f"known; got a {type(data).__name__} without"
             )
     elif isinstance(data, type) or not isinstance(data, Distribution):
         raise TypeError(
-            "data: expected a tensor, a tuple of tensors, a torch Dataset or an object with sample(n, generator=...); "
-            f"got {_validate.described(data)}"
+            f"{name}: expected a tensor, a tuple of tensors, a torch Dataset or an object with sample(n, generator); "
+            f"got {validate.described(data)}"
         )
 
 
-def _from_tensors(
-    data: Batch, batch_size: int, seed: int, steps: range, share: slice, device: torch.device
-) -> Iterator[Batch]:
-    data = map_batch(lambda part: part.to(device), data)  # all of it, once
-    order = EpochOrder(len(unpack(data)[1]), batch_size, seed)
-    for step in steps:
-        index = to_device(order.indices(step)[share], device)
+def _from_tensors(data: Batch, plan: Plan) -> Iterator[Batch]:
+    data = map_batch(lambda part: part.to(plan.device), data)  # all of it, once
+    order = EpochOrder(len(unpack(data)[1]), plan.batch_size, plan.seed)
+    for step in plan.steps:
+        index = to_device(order.indices(step)[plan.share], plan.device)
         yield map_batch(lambda part: part[index], data)  # noqa: B023 (called at once)
 
 
-def _from_indexed(
-    data: Indexed, batch_size: int, seed: int, steps: range, share: slice, device: torch.device
-) -> Iterator[Batch]:
-    order = EpochOrder(len(data), batch_size, seed)
-    for step in steps:
-        yield map_batch(lambda part: to_device(part, device), data.batch(order.indices(step)[share]))
+def _from_indexed(data: Indexed, plan: Plan) -> Iterator[Batch]:
+    order = EpochOrder(len(data), plan.batch_size, plan.seed)
+    for step in plan.steps:
+        yield map_batch(lambda part: to_device(part, plan.device), data.batch(order.indices(step)[plan.share]))
 
 
-def _from_distribution(
-    data: Distribution, batch_size: int, seed: int, steps: range, share: slice, device: torch.device
-) -> Iterator[Batch]:
+def _from_distribution(data: Distribution, plan: Plan) -> Iterator[Batch]:
     generator = torch.Generator()
-    for step in steps:
-        generator.manual_seed(keyed.mix(seed, step))
-        yield map_batch(lambda x: to_device(x[share], device), data.sample(batch_size, generator=generator))
+    for step in plan.steps:
+        generator.manual_seed(keyed.mix(plan.seed, step))
+        batch = data.sample(plan.batch_size, generator=generator)
+        yield map_batch(lambda x: to_device(x[plan.share], plan.device), batch)
 
 
 class _BatchIndices:
@@ -175,17 +175,15 @@ class _Seeded(Dataset[Any]):
             return self.data[index]
 
 
-def _from_dataset(
-    data: Dataset[Any], batch_size: int, seed: int, steps: range, share: slice, device: torch.device, workers: int
-) -> Iterator[Batch]:
-    order = EpochOrder(len(data), batch_size, seed)  # type: ignore[arg-type]
+def _from_dataset(data: Dataset[Any], plan: Plan) -> Iterator[Batch]:
+    order = EpochOrder(len(data), plan.batch_size, plan.seed)  # type: ignore[arg-type]
     loader: Iterable[Any] = DataLoader(
-        _Seeded(data), batch_sampler=_BatchIndices(order, steps, share), pin_memory=device.type == "cuda",
-        num_workers=workers, worker_init_fn=_stay,
+        _Seeded(data), batch_sampler=_BatchIndices(order, plan.steps, plan.share), num_workers=plan.workers,
+        pin_memory=plan.device.type == "cuda", worker_init_fn=_stay,
     )  # fmt: skip
     for batch in loader:
         parts = [batch] if isinstance(batch, Tensor) else list(batch)
-        moved = tuple(part.to(device, non_blocking=True) for part in parts)
+        moved = tuple(part.to(plan.device, non_blocking=True) for part in parts)
         yield moved[0] if len(moved) == 1 else moved
 
 
@@ -205,15 +203,3 @@ def with_noise(stream: Iterable[Batch], *, seed: int, first_step: int) -> Iterat
             with keyed.keyed(seed, step, 0):
                 x0 = keyed.randn_like(x1)
         yield x0, x1, y
-
-
-def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """Apply a function to each tensor of a batch; a missing part stays None.
-
-    Example:
-        >>> map_batch(lambda x: x + 1, (torch.zeros(1), torch.ones(1), None))
-        (tensor([1.]), tensor([2.]), None)
-    """
-    if isinstance(batch, Tensor):
-        return function(batch)
-    return tuple(part if part is None else function(part) for part in batch)  # type: ignore[misc]

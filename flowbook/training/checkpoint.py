@@ -4,9 +4,9 @@ A checkpoint is written under a temporary name and renamed when its last byte is
 leaves the previous ones as they were. Nothing in it is executed when it is read.
 
     step_00001000/
-        weights.safetensors     the live weights
-        average.safetensors     the averaged weights: the ones that sample
-        optimizer.safetensors   the optimiser's state
+        weights.safetensors     the live parameters
+        ema.safetensors         their moving average: the one that samples
+        optimizer.safetensors   the optimizer's state
         state.json              step, settings, the model's class and arguments
 """
 
@@ -25,17 +25,18 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowbook import _validate
-from flowbook._files import flush
-from flowbook.diffusion import Diffusion, NoiseSchedule
+from flowbook._core import validate
+from flowbook._core.files import flush
 from flowbook.training.sharding import like
 
 PATIENCE = 20.0
 """Seconds to wait for a folder, since the readers of a run that was killed outlive it by some."""
-STATE = ("step", "config", "model", "recipe", "ingredients", "diffusion")
-FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json")
+FORMAT = 2
+"""Of state.json. Format 1, of flowbook 0.1 before its layout was settled, is refused."""
+STATE = ("step", "config", "model", "recipe", "ingredients", "loss")
+FILES = ("weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 
 
 @dataclass
@@ -47,10 +48,10 @@ class Checkpoint:
     model: dict[str, Any] | None  # {"name": ..., "arguments": {...}}; None for a model that does not say
     recipe: dict[str, Any] | None
     weights: dict[str, Tensor]
-    average: dict[str, Tensor]
+    ema: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    ingredients: dict[str, str | None] | None = None  # a word on loss, coupling and data; older checkpoints have none
-    diffusion: dict[str, Any] | None = None  # {"betas": [...], "prediction": ...} of a network that learned diffusion
+    ingredients: dict[str, str | None] | None = None  # loss, coupling and data, each in a few words
+    loss: dict[str, Any] | None = None  # {"class": ..., "arguments": {...}} of one that makes a velocity of the network
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -62,9 +63,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     temporary.mkdir(parents=True)
     try:
         save_file(_contiguous(checkpoint.weights), temporary / "weights.safetensors")
-        save_file(_contiguous(checkpoint.average), temporary / "average.safetensors")
+        save_file(_contiguous(checkpoint.ema), temporary / "ema.safetensors")
         save_file(_contiguous(checkpoint.optimizer), temporary / "optimizer.safetensors")
-        state = {name: getattr(checkpoint, name) for name in STATE}
+        state = {"format": FORMAT} | {name: getattr(checkpoint, name) for name in STATE}
         state["torch"] = torch.__version__
         (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
         for name in FILES:
@@ -104,41 +105,55 @@ def path_of(folder: Path, step: int) -> Path:
 
 def read(path: Path) -> Checkpoint:
     """Read one checkpoint folder; a missing or damaged file is an error that names it."""
+    _refuse_earlier_format(path)
     missing = [name for name in FILES if not (path / name).is_file()]
     if missing:
         raise FileNotFoundError(f"checkpoint: {path} is not a complete checkpoint; missing {', '.join(missing)}")
     try:
         state = json.loads((path / "state.json").read_text())
-        said = {name: state[name] for name in ("step", "config", "model", "recipe")}
-        _check_state(**said)
+        said = {name: state[name] for name in STATE}
+        _check_state(state["format"], said)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint: {path / 'state.json'} is damaged or of another program: {error!r}") from error
     return Checkpoint(
         **said,
-        ingredients=state.get("ingredients"),
-        diffusion=state.get("diffusion"),
         weights=_load_tensors(path / "weights.safetensors"),
-        average=_load_tensors(path / "average.safetensors"),
+        ema=_load_tensors(path / "ema.safetensors"),
         optimizer=_load_tensors(path / "optimizer.safetensors"),
     )
 
 
-def _check_state(step: Any, config: Any, model: Any, recipe: Any) -> None:
-    _validate.positive_int("step", step, at_least=0)
-    for name, value, needed in (
-        ("config", config, ()),
-        ("model", model, ("name", "arguments")),
-        ("recipe", recipe, ()),
+def _check_state(written: int, state: dict[str, Any]) -> None:
+    if written != FORMAT:
+        raise ValueError(f"format: expected {FORMAT}; got {written}")
+    validate.positive_int("step", state["step"], at_least=0)
+    for name, needed in (
+        ("config", ()),
+        ("model", ("name", "arguments")),
+        ("recipe", ()),
+        ("loss", ("class", "arguments")),
     ):
+        value = state[name]
         if value is None and name != "config":
             continue
         if not isinstance(value, dict) or any(key not in value for key in needed):
             raise ValueError(f"{name}: {value!r}")
 
 
+def _refuse_earlier_format(path: Path) -> None:
+    if (path / "average.safetensors").is_file():
+        raise ValueError(
+            f"checkpoint: {path} has format 1, of an earlier version of flowbook, and this one reads format {FORMAT}; "
+            "train again, into another folder"
+        )
+
+
 def available(folder: Path) -> list[Path]:
     """The complete checkpoints below a run's folder, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if all((path / name).is_file() for name in FILES))
+    paths = sorted(folder.glob("step_*"))
+    for path in paths:
+        _refuse_earlier_format(path)
+    return [path for path in paths if all((path / name).is_file() for name in FILES)]
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -163,47 +178,8 @@ def locate(path: str | Path) -> Path:
     raise FileNotFoundError(f"checkpoint: no complete checkpoint in {path}")
 
 
-def load(checkpoint: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The trained velocity of a checkpoint, with its averaged weights, in eval mode.
-
-    Of a run that learned diffusion it is the network's probability flow.
-
-    Args:
-        checkpoint: the folder of a run, or of one of its checkpoints.
-        model: a module to fill, for models that are not this package's own.
-
-    Raises:
-        FileNotFoundError: when there is none, or a file of it is missing.
-        ValueError: for a damaged file, a model that the checkpoint does not name, or weights that do not fit.
-        TypeError: for a model that is no module: the class of one, say.
-
-    Example:
-        >>> load("no/such/run")
-        Traceback (most recent call last):
-        FileNotFoundError: checkpoint: no/such/run does not exist
-    """
-    from flowbook import models
-
-    if model is not None:
-        _validate.instance("model", model, nn.Module, "MLP(2)")
-    path = locate(checkpoint)
-    stored = read(path)
-    if model is None:
-        if stored.model is None:
-            raise ValueError(f"model: {path} holds a model that flowbook does not build; pass load(..., model=yours)")
-        model = models.build(stored.model["name"], **stored.model["arguments"])
-    try:
-        model.load_state_dict(stored.average)
-    except RuntimeError as error:
-        raise ValueError(f"checkpoint: the weights of {path} do not fit the model: {error}") from error
-    if stored.diffusion is None:
-        return model.eval()
-    schedule = NoiseSchedule(torch.tensor(stored.diffusion["betas"], dtype=torch.float64))
-    return Diffusion(schedule, stored.diffusion["prediction"]).velocity(model).eval()
-
-
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as flat tensors, ``"<parameter>.<name>"``."""
+    """The optimizer's state as flat tensors, ``"<parameter>.<name>"``."""
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
 
@@ -216,7 +192,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
-        if value.shape == parameter.shape:  # a fused optimiser walks memory: the moments must lie as the weights do
+        if value.shape == parameter.shape:  # a fused optimizer walks memory: the moments must lie as the weights do
             value = like(parameter, value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from flowbook import _validate
-from flowbook._files import write_text
-from flowbook._progress import tqdm
+from flowbook._core import progress, validate
+from flowbook._core.files import write_text
+from flowbook.training.arguments import Progress
 
 
 class RunLog:
@@ -29,7 +29,7 @@ class RunLog:
         kept = _lines(path, first_step) if path.exists() and first_step > 0 else []
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))  # a kill here loses no line
         self._file = path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
     def write(self, step: int, **numbers: Any) -> None:
         self._file.write(json.dumps({"step": step, **numbers}) + "\n")
@@ -41,7 +41,7 @@ class RunLog:
         """Save a grid of images in [-1, 1], shape (B, C, H, W)."""
         from torchvision.utils import make_grid, save_image
 
-        _validate.float_tensor("preview(velocity)", images, min_dim=4)
+        validate.float_tensor("preview(velocity)", images, min_dim=4)
         folder = self.folder / "previews"
         folder.mkdir(exist_ok=True)
         grid = make_grid(images.float().cpu().clamp(-1, 1), nrow=10, normalize=True, value_range=(-1, 1))
@@ -67,18 +67,31 @@ def _lines(path: Path, last_step: int) -> list[dict[str, Any]]:
     return kept
 
 
-class ProgressBar:
-    """tqdm where a person watches, nothing elsewhere."""
+class Display:
+    """What a person sees of a run: a bar in a terminal, or plain lines where they were asked for."""
 
-    def __init__(self, progress: bool | None, first: int, total: int, main: bool):
-        self.bar = None
-        if main and (sys.stderr.isatty() if progress is None else progress):
-            self.bar = tqdm(total=total, initial=first, unit="step")
+    def __init__(self, show: Progress, first: int, total: int, main: bool):
+        self.total = total
+        self.lines = main and show == "lines"
+        self.bar: Any = None
+        if main and not self.lines and (show or (show is None and progress.watched())):
+            self.bar = progress.bar(True, total=total, initial=first, unit="step")
 
-    def update(self, done: int, loss: float, speed: float) -> None:
+    def step(self) -> None:
+        """One more; tqdm draws at its own pace."""
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
-            self.bar.update(done - self.bar.n)
+            self.bar.update()
+
+    def write(self, done: int, logs: dict[str, float]) -> None:
+        """The numbers of a line of the log."""
+        shown = f"loss {logs['loss']:.4f}"
+        if "validation_loss" in logs:
+            shown += f", validation {logs['validation_loss']:.4f}"
+        shown += f", {logs['images_per_second']:.0f} images/s"
+        if self.bar is not None:
+            self.bar.set_postfix_str(shown, refresh=False)
+        if self.lines:
+            print(f"step {done}/{self.total}: {shown}, {logs['seconds']:.0f} s", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:

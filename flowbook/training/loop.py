@@ -1,15 +1,19 @@
-"""The one training loop: every chapter and every GPU run goes through :func:`fit`."""
+"""The training loop: every chapter and every GPU run goes through :func:`fit`.
+
+From top to bottom: ``fit`` looks at its arguments and runs the stages of :class:`Run`, which are prepare, restore, loop
+(with record after the steps that are due for something) and finish.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
-import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,26 +21,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbook import keyed, models
-from flowbook._model import Velocity, evaluating
-from flowbook.batch import Batch
-from flowbook.cnf import MaximumLikelihood
+from flowbook import models
+from flowbook._core import keyed
 from flowbook.couplings import Coupling, couple_ahead
-from flowbook.diffusion import Diffusion
+from flowbook.data import Batch, map_batch
+from flowbook.training import batches, identity, sharding
 from flowbook.training import checkpoint as checkpoints
-from flowbook.training import entry, sharding
-from flowbook.training.average import AveragedWeights
-from flowbook.training.batches import batches, map_batch, with_noise
+from flowbook.training.arguments import Arguments, Callback, Progress
 from flowbook.training.config import TrainConfig
-from flowbook.training.failures import check_finite, check_weights, same_step, together, what_fits
-from flowbook.training.log import ProgressBar, RunLog
+from flowbook.training.ema import EMA
+from flowbook.training.finite import check_losses, check_parameters
+from flowbook.training.log import Display, RunLog
+from flowbook.training.loss import CompleteLoss, Loss
+from flowbook.training.memory import FullMemory
 from flowbook.training.optimizer import learning_rate, make_optimizer
-from flowbook.training.precision import autocast, float32_products, resolve_precision
-from flowbook.training.preemption import Listener, Preempted
+from flowbook.training.precision import Precision
+from flowbook.training.preemption import Listener
+from flowbook.training.processes import Processes
+from flowbook.training.step import StepContext, train_step
+from flowbook.training.trial import try_out
+from flowbook.training.validation import validation_loss
+from flowbook.velocity import evaluating
 
 AGREE = 10
 """After so many steps several processes tell each other whether one was asked to stop."""
-Loss = Callable[[Any, Any], Tensor]
 ONE_THREAD = threading.RLock()
 """Held while a run draws its random numbers, which belong to the process."""
 
@@ -46,11 +54,11 @@ class TrainResult:
     """What a run leaves behind."""
 
     velocity: nn.Module
-    """The averaged weights, in eval mode, to sample with; of a diffusion loss, their probability flow."""
+    """The moving average of the parameters, in eval mode, to sample with; of a diffusion loss, its probability flow."""
     live: nn.Module
-    """The module that was passed in, with the weights of the last step."""
+    """The module that was passed in, with the parameters of the last step."""
     step: int
-    """Optimiser steps taken, those before a resume included."""
+    """Optimizer steps taken, those before a resume included."""
     losses: Tensor
     """The loss of every step of this call, shape (steps,)."""
     seconds: float
@@ -71,14 +79,17 @@ def fit(
     stop_after: int | None = None,
     preview: Callable[[nn.Module], Tensor] | None = None,
     recipe: dict[str, Any] | None = None,
-    progress: bool | None = None,
+    progress: Progress = None,
+    callbacks: Sequence[Callback] = (),
+    validation: Any = None,
 ) -> TrainResult:
     """Train a velocity.
 
     Args:
-        velocity: the network; it is trained in place, and its averaged copy is in the result.
-        loss: ``loss(velocity, batch) -> scalar``. Draws made with :mod:`flowbook.keyed` (all of this package's losses)
-            depend on seed, step and sample alone; others on seed, step and process.
+        velocity: the network; it is trained in place, and its moving average is in the result.
+        loss: ``loss(velocity, batch) -> scalar``; see :class:`Loss` for what it may say besides. Draws of
+            :func:`randn_like` and :func:`rand` (all of this package's losses) depend on seed, step and sample alone;
+            others on seed, step and process.
         data: a tensor x1; a tuple (x1, y) or (x0, x1, y); something with ``.sample(n, generator)``; or a Dataset.
         config: see :class:`TrainConfig`.
         coupling: if given, noise is drawn for each batch and coupled with it, one batch ahead in a background thread;
@@ -89,20 +100,27 @@ def fit(
         stop_after: stop, with a checkpoint, when this step of the run is reached.
         preview: ``preview(velocity) -> images``, saved as a grid every ``config.preview_every`` steps.
         recipe: stored with the checkpoints, so that they say what made them.
-        progress: show a progress bar; None shows it where a person watches (a terminal).
+        progress: show a progress bar; None shows it where a person watches (a terminal); "lines" prints a line for each
+            of the log's.
+        callbacks: each is called as ``f(step, velocity, logs)`` whenever a line of the log is due, with the moving
+            average and the numbers of the line.
+        validation: data like ``data``; the loss of the moving average on them is in the log every
+            ``config.validation_every`` steps, always with the same noise and times.
 
     Raises:
         FloatingPointError: when the loss is no longer finite; the last good checkpoint is kept.
         RuntimeError: with gradients switched off, or while another thread of the process trains.
         MemoryError: when a forward pass and its gradient do not fit into the memory; it says how many samples would.
         Preempted: when SIGTERM has stopped the run; the process exits with status 75 unless it is caught.
+        Interrupted: when Ctrl-C has, after a checkpoint; it holds the result. A second Ctrl-C acts at once.
         ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, is used by another run
             at the moment, or is another folder for another process; when labels of tensor data are none that the model
-            knows, or the batch cannot be shared by the processes.
+            knows, or the batch cannot be shared by the processes; and, before the first step, when loss or velocity
+            return something else than a scalar and a tensor like x, or the velocity takes no 0-d time.
         TypeError: for arguments of a wrong kind, a class in place of an object among them.
 
     Example:
-        >>> from flowbook import data, models
+        >>> from flowbook import data
         >>> from flowbook.flow_matching import FlowMatching
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
         <torch._C.Generator object at 0x...>
@@ -111,212 +129,276 @@ def fit(
         (20, torch.Size([20]))
     """
     folder = None if out is None else Path(out)
-    entry.check(velocity, loss, data, config, coupling, folder, stop_after, preview)
     recipe = None if recipe is None else json.loads(json.dumps(recipe))
+    arguments = Arguments(
+        velocity, CompleteLoss(loss), data, config, coupling, folder, resume, stop_after, preview, recipe, progress,
+        callbacks, validation,
+    )  # fmt: skip
+    arguments.check()
+    with _one_thread():
+        processes = Processes(config)
+        with checkpoints.alone(folder) if processes.main else contextlib.nullcontext():
+            run = Run(arguments, processes)
+            run.restore()
+            run.loop()
+            return run.finish()
+
+
+class Run:
+    """One call of ``fit``, in its stages."""
+
+    def __init__(self, arguments: Arguments, processes: Processes):
+        """Prepare: the network on its device, its moving average, and what surrounds a step."""
+        self.arguments, self.processes, self.config = arguments, processes, arguments.config
+        self.loss, self.folder, self.device = arguments.loss, arguments.folder, processes.device
+        self.share = processes.share(self.config)
+        self.sharded = self.config.parallel == "fsdp" and processes.count > 1
+        if self.sharded and not self.loss.one_call:
+            raise ValueError(
+                f"parallel: 'fsdp' frees the parameters after each call of the network, and "
+                f"{type(self.loss.loss).__name__} goes back through many of them; use 'ddp'"
+            )
+        self.model = arguments.network if self.sharded else arguments.network.to(self.device)
+        if not self.sharded and _channels_last(self.model, self.config):  # shards are rows of parameters
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.ema = EMA(self.model, self.config.batch_size, self.config.ema_half_life, self.config.ema_ramp)
+        self.precision = Precision(self.config.precision, self.device)
+        known = {} if self.folder is None else identity.ingredients(self.loss, arguments.coupling, arguments.data)
+        self.identity = identity.Identity(self.config, arguments.recipe, known, self.loss)
+        tried = None if self.sharded else self.model
+        self.memory = FullMemory(tried, self.loss, self.precision, exchanged=processes.count > 1)
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint; then everything whose memory layout depends on the parameters."""
+        config, folder = self.config, self.folder
+        stored = identity.restore(folder, self.arguments.resume, self.identity, self.model, self.ema)
+        self.step = self.first = 0 if stored is None else stored.step
+        with self.processes.together(folder):
+            self.processes.agree_on_step(self.first, folder)
+        self.live = self.model
+        if self.sharded:
+            self.live = sharding.shard(copy.deepcopy(self.model), self.device, config.compile)
+            self.ema.model = sharding.shard(self.ema.model, self.device)
+            self.ema.follow(self.live)
+        self.optimizer = make_optimizer(self.live, config, self.device)
+        if stored is not None:
+            checkpoints.restore_optimizer(self.optimizer, stored.optimizer)
+        self.trained: Any = self.live if self.sharded else self.processes.wrap(self.live)
+        if config.compile and not self.sharded:
+            self.trained = torch.compile(self.trained)  # around DDP: it cuts the graph where gradients are sent
+        self.last = config.steps if self.arguments.stop_after is None else min(self.arguments.stop_after, config.steps)
+        if self.first >= self.last and self.processes.main:
+            warnings.warn(
+                f"out: the run in {folder} is at step {self.first} already, the last one asked for is {self.last}: "
+                "nothing is left to train",
+                stacklevel=3,
+            )
+        self.losses = torch.zeros(max(self.last - self.first, 0), device=self.device)
+        self.checked, self.written = self.first, None if folder is None else _newest(folder)
+
+    def loop(self) -> None:
+        """The steps, with everything that must be undone afterwards."""
+        config, main = self.config, self.processes.main
+        forked = torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+        with contextlib.ExitStack() as stack:
+            self.display = stack.enter_context(
+                contextlib.closing(Display(self.arguments.progress, self.first, config.steps, main))
+            )
+            self.log = None
+            if self.folder is not None and main:
+                self.log = stack.enter_context(contextlib.closing(RunLog(self.folder, self.first)))
+            for context in (forked, self.precision.products(), self.processes.together(self.folder)):
+                stack.enter_context(context)
+            self.listener = stack.enter_context(Listener(preemptible=self.folder is not None))
+            stream = stack.enter_context(contextlib.closing(self._batches()))
+            self.live.train()
+            self.started = time.perf_counter()
+            for batch in stream:
+                self.losses[self.step - self.first] = self._step(batch)
+                self.step += 1
+                self.display.step()
+                if self.record():
+                    raise self.listener.stop(self.step, self.finish())
+
+    def _step(self, batch: Batch) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        _seed_process(keyed.mix(self.config.seed, 3, self.step, self.processes.rank), self.device)
+        try:
+            return train_step(
+                self.trained, batch, self.loss, self.optimizer, self.ema, accumulate=self.config.accumulate,
+                gradient_clip=self.config.gradient_clip, context=RunContext(self),
+            )  # fmt: skip
+        except torch.OutOfMemoryError as error:
+            said = str(error).split(". ")[0]  # the error itself holds what fills the memory
+        raise self.memory.error(said, batch, self.config.accumulate)
+
+    def _batches(self) -> Iterator[Batch]:
+        """This process's rows of each batch, coupled if asked for; the first one has been tried out."""
+        coupling, whole = self.arguments.coupling, slice(0, self.config.batch_size)
+        stream = batches.batches(self.arguments.data, batches.Plan(
+            batch_size=self.config.batch_size, seed=keyed.mix(self.config.seed, 1), steps=range(self.first, self.last),
+            share=self.share if coupling is None else whole, device=self.device, workers=self.config.workers,
+        ))  # fmt: skip
+        if coupling is not None:  # of whole batches: partners may lie in another process's share
+            # A seed of its own: with the loss's, the noise and the times would come from the same random bits.
+            noisy = batches.with_noise(stream, seed=keyed.mix(self.config.seed, 4), first_step=self.first)
+            stream = (map_batch(lambda x: x[self.share], batch) for batch in couple_ahead(noisy, coupling))  # type: ignore[arg-type]
+        first = list(itertools.islice(stream, 1))
+        for batch in first:
+            self._try_out(batch)
+        yield from itertools.chain(first, stream)
+
+    def _try_out(self, batch: Batch) -> None:
+        if not self.loss.trains_velocity:
+            return None
+        preview = None if self.sharded else self.arguments.preview
+        try:
+            return try_out(self.loss.velocity(self.live), batch, self.precision, preview)
+        except torch.OutOfMemoryError as error:
+            said = str(error).split(". ")[0]
+        raise self.memory.error(said, batch, self.config.accumulate)
+
+    def record(self) -> bool:
+        """After a step: look at the losses, and write what is due; whether the run was asked to stop."""
+        config, step, last = self.config, self.step, self.step == self.last
+        due = _due(config.checkpoint_every, step) or last
+        show = _due(config.preview_every, step) and self.arguments.preview is not None
+        look = self.arguments.validation is not None and (_due(config.validation_every, step) or last)
+        pause = _due(config.log_every, step) or due or show or look  # the processes wait for each other
+        alone = self.processes.count == 1
+        stop = self.listener.asked is not None if alone else (pause or _due(AGREE, step)) and self._agreed()
+        if not (pause or stop):
+            return False
+        logs = self._logs()
+        if look:
+            logs["validation_loss"] = self._validate()
+        self.display.write(step, logs)
+        if self.log is not None:
+            self.log.write(step, **logs)
+        if self.arguments.callbacks:
+            velocity = self.averaged()
+            for callback in self.arguments.callbacks if self.processes.main else ():
+                callback(step, velocity, logs)
+        if due or stop:
+            check_parameters(self.live, step, self.folder, self.processes if self.sharded else None)
+            self._save()
+        if show:
+            self._preview()
+        return stop and not last
+
+    def _agreed(self) -> bool:
+        """Whether any of the processes was asked to stop: all must, after the same step."""
+        return self.processes.any(self.listener.asked is not None)
+
+    def _logs(self) -> dict[str, float]:
+        recent = self.processes.mean(self.losses[self.checked - self.first : self.step - self.first])
+        check_losses(recent, self.checked, self.folder)
+        self.checked = self.step
+        seconds = time.perf_counter() - self.started
+        return {
+            "loss": float(recent.mean()),
+            "learning_rate": learning_rate(self.config, self.step - 1),
+            "images_per_second": (self.step - self.first) * self.config.batch_size / seconds,
+            "seconds": seconds,
+        }
+
+    def _validate(self) -> float:
+        model = self._averaged_network()
+        found = 0.0
+        if self.processes.main:
+            found = validation_loss(model, self.loss, self.arguments.validation, self.config, self.precision)
+        self.processes.wait()
+        return found
+
+    def _save(self) -> None:
+        """A checkpoint; of a sharded run every process hands in its shards."""
+        main = self.processes.main
+        if self.folder is not None and (self.sharded or main):
+            tensors = {
+                "weights": sharding.whole(self.live.state_dict(), main),
+                "ema": sharding.whole(self.ema.model.state_dict(), main),
+                "optimizer": sharding.whole(checkpoints.optimizer_tensors(self.optimizer), main),
+            }
+            if main:
+                stored = checkpoints.Checkpoint(
+                    step=self.step, config=self.config.as_dict(), model=models.describe(self.model),
+                    recipe=self.arguments.recipe, ingredients=self.identity.ingredients, loss=self.loss.describe(),
+                    **tensors,
+                )  # fmt: skip
+                checkpoints.save(self.folder / "checkpoints", stored)
+                checkpoints.prune(self.folder / "checkpoints", self.config.keep_checkpoints)
+        if self.folder is not None:
+            self.written = checkpoints.path_of(self.folder / "checkpoints", self.step)
+            self.processes.wait()
+
+    def _preview(self) -> None:
+        velocity = self.averaged()
+        if self.log is not None and self.arguments.preview is not None:
+            with evaluating(velocity), torch.no_grad():
+                self.log.images(self.step, self.arguments.preview(velocity))
+
+    def _averaged_network(self) -> nn.Module:
+        if not self.sharded:
+            return self.ema.model
+        return sharding.filled(self.model, sharding.whole(self.ema.model.state_dict())).to(self.device)
+
+    def averaged(self) -> nn.Module:
+        """The velocity of the moving average, whole on every process."""
+        return self.loss.velocity(self._averaged_network())
+
+    def finish(self) -> TrainResult:
+        """What the run leaves behind."""
+        seconds = time.perf_counter() - self.started
+        if self.sharded:
+            self.model.load_state_dict(sharding.whole(self.live.state_dict()))
+            self.model.to(self.device).train()
+        losses = self.losses[: max(0, self.step - self.first)].cpu()
+        return TrainResult(self.averaged(), self.model, max(self.step, self.first), losses, seconds, self.written)
+
+
+class RunContext(StepContext):
+    """What surrounds a micro-batch of a run: its precision, its random numbers, and gradients that are sent once."""
+
+    def __init__(self, run: Run):
+        self.precision, self.accumulate, self.first_row = run.precision, run.config.accumulate, run.share.start
+        self.seed, self.step = keyed.mix(run.config.seed, 2), run.step
+        self.rows = (run.share.stop - run.share.start) // run.config.accumulate
+        # Shards: a sum of gradients that waits for the last part would be whole on each device.
+        self.no_sync = contextlib.nullcontext if run.processes.count == 1 or run.sharded else run.trained.no_sync
+
+    def passes(self, part: int) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if part == self.accumulate - 1 else self.no_sync()
+
+    @contextlib.contextmanager
+    def forward(self, part: int) -> Iterator[None]:
+        with keyed.keyed(self.seed, self.step, self.first_row + part * self.rows), self.precision.autocast():
+            yield
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
     if not ONE_THREAD.acquire(blocking=False):
         raise RuntimeError(
             "fit: another thread of this process trains at the moment, and both would draw from one source of random "
             "numbers; train in processes of their own"
         )
     try:
-        accelerator = _accelerator(config)
-        with checkpoints.alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
-            return _fit(velocity, loss, data, config, coupling, folder, resume, stop_after, preview, recipe, progress,
-                        accelerator)  # fmt: skip
+        yield
     finally:
         ONE_THREAD.release()
 
 
-def _fit(
-    velocity: nn.Module, loss: Loss, data: Any, config: TrainConfig, coupling: Coupling | None, folder: Path | None,
-    resume: bool, stop_after: int | None, preview: Callable[[nn.Module], Tensor] | None, recipe: dict[str, Any] | None,
-    progress: bool | None, accelerator: Any,
-) -> TrainResult:  # fmt: skip
-    ingredients = {} if folder is None else entry.ingredients(loss, coupling, data)
-    device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
-    parts = processes * config.accumulate
-    if config.batch_size % parts:
-        raise ValueError(
-            f"batch_size: {config.batch_size} samples cannot be shared evenly by {processes} processes with "
-            f"{config.accumulate} accumulated parts each; choose a multiple of {parts}"
-        )
-    rows = config.batch_size // parts  # of one forward pass
-    share = slice(rank * config.accumulate * rows, (rank + 1) * config.accumulate * rows)
-
-    sharded = config.parallel == "fsdp" and processes > 1
-    if sharded and isinstance(loss, MaximumLikelihood):
-        raise ValueError(
-            "parallel: 'fsdp' frees the weights after each call of the network, and MaximumLikelihood goes back "
-            "through many of them; use 'ddp'"
-        )
-    model = velocity if sharded else velocity.to(device)
-    if not sharded and any(isinstance(module, nn.Conv2d) for module in model.modules()):  # shares are rows of weights
-        model = model.to(memory_format=torch.channels_last)
-    average = AveragedWeights(model, config.average_half_life, config.average_ramp)
-    stored = entry.restore(folder, resume, config, recipe, ingredients, model, average, loss)
-    first_step = 0 if stored is None else stored.step
-    with together(processes, folder):
-        same_step(first_step, folder, accelerator)
-    live = model
-    if sharded:
-        live = sharding.shard(copy.deepcopy(model), device, config.compile)
-        average.model = sharding.shard(average.model, device)
-        average.follow(live)
-    optimizer = make_optimizer(live, config, device)
-    if stored is not None:
-        checkpoints.restore_optimizer(optimizer, stored.optimizer)
-    last_step = config.steps if stop_after is None else min(stop_after, config.steps)
-    if first_step >= last_step and accelerator.is_main_process:
-        warnings.warn(
-            f"out: the run in {folder} is at step {first_step} already, the last one asked for is {last_step}: nothing "
-            "is left to train",
-            stacklevel=3,
-        )
-    log = RunLog(folder, first_step) if folder is not None and accelerator.is_main_process else None
-
-    trained: Any = accelerator.prepare_model(live) if processes > 1 and not sharded else live
-    if config.compile and not sharded:
-        trained = torch.compile(trained)  # around DDP: it cuts the graph where gradients are sent, during the rest
-    # Shared weights: a sum of gradients that waits for the last part would be whole on each device.
-    no_sync = contextlib.nullcontext if processes == 1 or sharded else trained.no_sync
-    precision = resolve_precision(config.precision, device)
-    stream: Iterator[Batch] = batches(
-        data, batch_size=config.batch_size, seed=keyed.mix(config.seed, 1), first_step=first_step,
-        last_step=last_step, share=share if coupling is None else slice(0, config.batch_size), device=device,
-        workers=config.workers,
-    )  # fmt: skip
-    noise_seed = keyed.mix(config.seed, 2)
-    if coupling is not None:  # of whole batches: partners may lie in another process's share
-        # A seed of its own: with the loss's, the noise and the times would come from the same random bits.
-        noisy = with_noise(stream, seed=keyed.mix(config.seed, 4), first_step=first_step)
-        stream = (map_batch(lambda x: x[share], batch) for batch in couple_ahead(noisy, coupling))  # type: ignore[arg-type]
-
-    def save(step: int) -> None:
-        if not (sharded or accelerator.is_main_process):  # whoever keeps a share must hand it in
-            return
-        main = accelerator.is_main_process
-        tensors = {
-            "weights": sharding.whole(live.state_dict(), main),
-            "average": sharding.whole(average.model.state_dict(), main),
-            "optimizer": sharding.whole(checkpoints.optimizer_tensors(optimizer), main),
-        }
-        if not main:
-            return
-        stored = checkpoints.Checkpoint(
-            step=step, config=config.as_dict(), model=models.describe(model), recipe=recipe, ingredients=ingredients,
-            diffusion=entry.diffusion(loss), **tensors,
-        )  # fmt: skip
-        assert folder is not None
-        checkpoints.save(folder / "checkpoints", stored)
-        checkpoints.prune(folder / "checkpoints", config.keep_checkpoints)
-
-    def averaged() -> nn.Module:
-        if not sharded:
-            return average.model
-        return sharding.filled(model, sharding.whole(average.model.state_dict())).to(device)
-
-    live.train()
-    parameters = list(live.parameters())
-    losses = torch.zeros(max(last_step - first_step, 0), device=device)
-    written: Path | None = None
-    checked = first_step
-    bar = ProgressBar(progress, first_step, config.steps, accelerator.is_main_process)
-    started = time.perf_counter()
-    listener = Listener(active=folder is not None)
-    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    products = float32_products(precision, device)
-    with forked, listener, products, together(processes, folder), contextlib.closing(bar):
-        for step, batch in zip(range(first_step, last_step), stream, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-            _seed_process(keyed.mix(config.seed, 3, step, rank), device)
-            for parameter in parameters:
-                parameter.grad = None  # zero_grad() without the profiler's hooks, which cost 3% of a small step
-            for part in range(config.accumulate):
-                rows_of_part = slice(part * rows, (part + 1) * rows)
-                piece = batch if config.accumulate == 1 else map_batch(lambda x: x[rows_of_part], batch)  # noqa: B023
-                last_part = part == config.accumulate - 1
-                with contextlib.nullcontext() if last_part else no_sync():
-                    try:
-                        with keyed.keyed(noise_seed, step, share.start + part * rows), autocast(precision, device):
-                            value = loss(trained, piece)
-                        if config.accumulate > 1:
-                            value = value / config.accumulate
-                        value.backward()
-                    except torch.OutOfMemoryError as error:
-                        value, crowded = None, str(error).split(". ")[0]  # the error holds what fills the memory
-                if value is None:
-                    tried = None if sharded else model
-                    said = what_fits(loss, tried, piece, rows, config.accumulate, precision, crowded, processes > 1)
-                    raise MemoryError(said)
-                losses[step - first_step] += value.detach()
-            if config.gradient_clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
-            optimizer.step()
-            done = step + 1
-            average.update(config.batch_size, done * config.batch_size)
-
-            last = done == last_step
-            due = _due(config.checkpoint_every, done) or last
-            show = _due(config.preview_every, done) and preview is not None
-            pause = done % config.log_every == 0 or due or show  # the processes wait for each other
-            stop = listener.asked if processes == 1 else (pause or done % AGREE == 0) and listener.agreed(accelerator)
-            due = due or stop
-            if pause or stop:
-                recent = losses[checked - first_step : done - first_step]
-                if processes > 1:
-                    recent = accelerator.reduce(recent, "mean")
-                check_finite(recent, checked, folder)
-                mean, checked = float(recent.mean()), done
-                speed = (done - first_step) * config.batch_size / (time.perf_counter() - started)
-                bar.update(done, mean, speed)
-                if log is not None:
-                    log.write(done, loss=mean, learning_rate=learning_rate(config, step), images_per_second=speed,
-                              seconds=time.perf_counter() - started)  # fmt: skip
-            if due:
-                check_weights(live, done, folder, accelerator if sharded else None)
-            if due and folder is not None:
-                save(done)
-                written = checkpoints.path_of(folder / "checkpoints", done)
-                accelerator.wait_for_everyone()
-            if show:
-                mean_model = averaged()
-                if log is not None:
-                    assert preview is not None
-                    with evaluating(mean_model), torch.no_grad():
-                        log.images(done, preview(_velocity(loss, mean_model)))
-            if stop and not last:
-                if log is not None:
-                    log.close()
-                assert written is not None
-                raise Preempted(done, written)
-    seconds = time.perf_counter() - started
-    if log is not None:
-        log.close()
-    if written is None and folder is not None and last_step <= first_step:
-        written = checkpoints.locate(folder)
-    if sharded:
-        model.load_state_dict(sharding.whole(live.state_dict()))
-        model.to(device).train()
-    return TrainResult(_velocity(loss, averaged()), model, max(last_step, first_step), losses.cpu(), seconds, written)
+def _channels_last(model: nn.Module, config: TrainConfig) -> bool:
+    """Whether images lie in memory channel by channel within a pixel; a foreign network may not bear it."""
+    if config.channels_last is not None:
+        return config.channels_last
+    return type(model) in models.CLASSES.values() and any(isinstance(part, nn.Conv2d) for part in model.modules())
 
 
-def _velocity(loss: Loss, network: nn.Module) -> nn.Module:
-    return loss.velocity(network) if isinstance(loss, Diffusion) else network
-
-
-def _accelerator(config: TrainConfig) -> Any:
-    """accelerate's view of devices and processes. Precision and compilation stay with the loop."""
-    with warnings.catch_warnings():  # accelerate imports tqdm's widget, which a notebook without ipywidgets warns of
-        warnings.filterwarnings("ignore", message="IProgress not found")
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-        from accelerate.state import AcceleratorState
-
-    # One interpreter may train twice, on the CPU and on a GPU; accelerate keeps its first answer unless told.
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    one_copy = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # of the gradients, not two
-    return Accelerator(cpu=config.device == "cpu", mixed_precision="no", kwargs_handlers=[one_copy])
+def _newest(folder: Path) -> Path | None:
+    found = checkpoints.available(folder / "checkpoints")
+    return found[-1] if found else None
 
 
 def _seed_process(seed: int, device: torch.device) -> None:
@@ -327,6 +409,3 @@ def _seed_process(seed: int, device: torch.device) -> None:
 
 def _due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
-
-
-__all__ = ["Loss", "TrainResult", "Velocity", "fit"]

@@ -1,7 +1,8 @@
-"""Preemption: SIGTERM asks a run to stop, as schedulers do before they take a machine back.
+"""Requests to stop: SIGTERM, as schedulers send it before they take a machine back, and Ctrl-C.
 
-The run ends after the step it is in, writes a checkpoint and exits with status 75, "try again" (EX_TEMPFAIL of
-sysexits.h); the same command goes on from there. A program that handles SIGTERM itself keeps its handler.
+The run ends after the step it is in and writes a checkpoint; the same call goes on from there. After SIGTERM the
+process exits with status 75, "try again" (EX_TEMPFAIL of sysexits.h). A program that handles these signals itself keeps
+its handlers.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowbook.training.loop import TrainResult
 
 EXIT_STATUS = 75
 
@@ -34,30 +38,52 @@ class Preempted(SystemExit):
         return f"stopped by SIGTERM at step {self.step}; the same call goes on from {self.checkpoint}"
 
 
-class Listener:
-    """Notes SIGTERM while it is entered; ``active=False`` leaves the signal alone."""
+class Interrupted(KeyboardInterrupt):
+    """Raised by ``fit`` when Ctrl-C has stopped it: ``.result`` is what the run has learned until then.
 
-    def __init__(self, active: bool):
-        self.asked = False
+    A notebook and the ``flowbook`` command show its one line.
+    """
+
+    def __init__(self, result: TrainResult):
+        super().__init__()
+        self.result = result
+
+    def __str__(self) -> str:
+        kept = self.result.checkpoint
+        where = "the exception's .result has the velocity" if kept is None else f"the same call goes on from {kept}"
+        return f"stopped by Ctrl-C at step {self.result.step}; {where}"
+
+    def _render_traceback_(self) -> list[str]:  # what IPython prints
+        return [str(self)]
+
+
+class Listener:
+    """Notes SIGTERM (where ``preemptible``) and the first Ctrl-C while it is entered; a second Ctrl-C acts at once."""
+
+    def __init__(self, preemptible: bool):
+        self.asked: int | None = None
         # Python delivers signals to the main thread only, and only there a handler can be set.
         main = threading.current_thread() is threading.main_thread()
-        self._active = active and main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        usual = {signal.SIGINT: signal.default_int_handler} | ({signal.SIGTERM: signal.SIG_DFL} if preemptible else {})
+        self._handlers = {number: old for number, old in usual.items() if main and signal.getsignal(number) is old}
 
     def __enter__(self) -> Listener:
-        if self._active:
-            signal.signal(signal.SIGTERM, self._note)
+        for number in self._handlers:
+            signal.signal(number, self._note)
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self._active:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        if number == signal.SIGINT and self.asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = number
 
-    def agreed(self, accelerator: Any) -> bool:
-        """Whether any of the processes was asked: all must stop after the same step. Every process has to call it."""
-        import torch
-
-        asked = torch.tensor(float(self.asked), device=accelerator.device)
-        return bool(accelerator.reduce(asked, "sum") > 0)
+    def stop(self, step: int, result: TrainResult) -> Any:
+        """The exception that ends the run which was asked to stop."""
+        if self.asked == signal.SIGINT:
+            return Interrupted(result)
+        assert result.checkpoint is not None  # SIGTERM is noted where there is a folder only
+        return Preempted(step, result.checkpoint)

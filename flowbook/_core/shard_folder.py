@@ -1,0 +1,192 @@
+"""A folder of generated rows on the disk: shards that are complete or absent, and a manifest that says what made them.
+
+manifest.json           the settings that decide every number, and a digest of the weights
+shard_000000/           rows 0 to shard_size - 1
+    x0.npy, x1.npy      shape (rows, ...), opened without being read; the names are those of the kind
+    y.npy               labels, where there are any
+    shard.json          the model calls that a row took
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import flowbook
+from flowbook._core import validate
+from flowbook._core.files import flush, write_text
+
+NOTES = ("torch", "flowbook")  # of the manifest: for readers, never compared
+PATIENCE = 600.0
+"""Seconds that a process waits for another one to write something."""
+
+
+@dataclass(frozen=True)
+class ShardFolder(ABC):
+    """What all kinds of folders share; a kind says which arrays its shards hold."""
+
+    path: Path
+    settings: dict[str, Any]
+    kind: ClassVar[str]
+    """What the folder holds, in the plural."""
+    unit: ClassVar[str]
+    """One of them."""
+    maker: ClassVar[str]
+    """The function that makes such folders."""
+
+    @classmethod
+    def claim(cls, path: Path, settings: dict[str, Any]) -> Self:
+        """Make the folder these settings', or refuse it if it is others'."""
+        settings = {"kind": cls.kind} | settings
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"out: expected a folder; {path} is a file")
+        path.mkdir(parents=True, exist_ok=True)
+        manifest = path / "manifest.json"
+        if not manifest.exists():
+            others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".manifest.json.")]
+            if others and not manifest.exists():  # another process may have been here in between; it writes this first
+                raise ValueError(f"out: expected an empty folder, or one of {cls.kind}; {path} holds {others[0]}")
+            notes = {"torch": torch.__version__, "flowbook": flowbook.__version__}
+            write_text(manifest, json.dumps(settings | notes, indent=2) + "\n")
+        was = cls.read(path).settings
+        names = [name for name in was | settings if name not in NOTES and was.get(name) != settings.get(name)]
+        if names:
+            differing = "; ".join(f"{name} was {was.get(name)!r}, is {settings.get(name)!r}" for name in names)
+            raise ValueError(f"out: {path} holds {cls.kind} made with other settings ({differing}); choose another")
+        return cls(path, settings)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        manifest = path / "manifest.json"
+        if not manifest.is_file():
+            raise FileNotFoundError(f"folder: {path} holds no {cls.kind}: there is no manifest.json; see {cls.maker}")
+        try:
+            settings = json.loads(manifest.read_text())
+            for name in ("n", "shard_size"):
+                validate.positive_int(name, settings[name])
+            folder = cls(path, settings)
+            folder.arrays(0)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"folder: {manifest} is damaged or of another program: {error!r}") from error
+        if (kind := settings.get("kind", "rows of an earlier version of flowbook")) != cls.kind:
+            raise ValueError(f"folder: expected {cls.kind} in {path}; it holds {kind}")
+        return folder
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.settings["n"] / self.settings["shard_size"])
+
+    def shard(self, k: int) -> Path:
+        return self.path / f"shard_{k:06d}"
+
+    def rows(self, k: int) -> range:
+        """The rows of a shard."""
+        size = self.settings["shard_size"]
+        return range(k * size, min(self.settings["n"], (k + 1) * size))
+
+    def missing(self) -> list[int]:
+        with os.scandir(self.path) as entries:  # one look at the folder: it may be on a network
+            there = {entry.name for entry in entries if entry.is_dir()}
+        return [k for k in range(self.shards) if self.shard(k).name not in there]
+
+    @abstractmethod
+    def arrays(self, rows: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        """Type and shape of each array of a shard; labels come last."""
+
+    @abstractmethod
+    def kept(self, x0: Tensor, x1: Tensor, y: Tensor | None) -> dict[str, Tensor | None]:
+        """What of a batch goes into each array."""
+
+    def label_array(self, rows: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        return {} if self.settings["labels"] is None else {"y": (np.dtype(np.int64), (rows,))}
+
+    @contextlib.contextmanager
+    def writing(self, k: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """The arrays of a shard, to be filled, and a dict of notes; it is there once the block has ended well."""
+        final = self.shard(k)
+        for leftover in self.path.glob(f".{final.name}.*"):  # of an attempt that was killed
+            shutil.rmtree(leftover)
+        temporary = self.path / f".{final.name}.{os.getpid()}"
+        temporary.mkdir()
+        try:
+            arrays = {
+                name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", dtype, shape)
+                for name, (dtype, shape) in self.arrays(len(self.rows(k))).items()
+            }
+            notes: dict[str, Any] = {}
+            yield arrays, notes
+            for array in arrays.values():
+                array.flush()
+            (temporary / "shard.json").write_text(json.dumps(notes) + "\n")
+            for file in temporary.iterdir():
+                flush(file)
+            flush(temporary)
+            os.replace(temporary, final)
+            flush(self.path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def open(self, k: int) -> list[Any]:
+        """The arrays of a shard, read from the disk row by row as they are indexed."""
+        opened = []
+        for name, (dtype, shape) in self.arrays(len(self.rows(k))).items():
+            file = self.shard(k) / f"{name}.npy"
+            try:
+                array = np.load(file, mmap_mode="r")
+            except (FileNotFoundError, ValueError, EOFError) as error:
+                raise self._damaged(file, str(error)) from error
+            if (array.dtype, array.shape) != (dtype, shape):
+                raise self._damaged(file, f"expected {dtype} {shape}; got {array.dtype} {array.shape}")
+            # NumPy's map keeps a file descriptor, of which a process has a thousand; torch's does not.
+            size, first = file.stat().st_size, array.offset
+            content = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()
+            opened.append(content[first:].view(dtype).reshape(shape))
+        return opened
+
+    def notes(self, k: int) -> dict[str, Any]:
+        file = self.shard(k) / "shard.json"
+        try:
+            return {"nfe": float(json.loads(file.read_text())["nfe"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(file, repr(error)) from error
+
+    def wait_for_others(self) -> None:
+        """Until the shards of the other processes are there; an error when nothing has been written for long."""
+        missing, sign, since, pause = self.missing(), self._last_write(), time.monotonic(), 0.1
+        while missing:
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+            now, last = self.missing(), self._last_write()
+            if len(now) < len(missing) or last != sign:
+                since, sign = time.monotonic(), last
+            elif time.monotonic() - since > PATIENCE:
+                raise TimeoutError(
+                    f"out: {len(now)} shards of {self.path} are missing, and no other process has written for "
+                    f"{PATIENCE:.0f} seconds; call again to make them"
+                )
+            missing = now
+
+    def _last_write(self) -> float:
+        """When another process last wrote into a shard that is not complete."""
+        times = [0.0]
+        for file in self.path.glob(".shard_*/*"):
+            with contextlib.suppress(FileNotFoundError):  # it is complete by now, and has its name
+                times.append(file.stat().st_mtime)
+        return max(times)
+
+    def _damaged(self, file: Path, what: str) -> ValueError:
+        return ValueError(f"folder: {file} is damaged: {what}; remove {file.parent} and call {self.maker} again")

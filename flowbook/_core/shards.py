@@ -1,0 +1,80 @@
+"""A data set in a folder of shards, read row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flowbook._core.digest import digest
+from flowbook._core.shard_folder import NOTES, ShardFolder
+
+
+class Shards(Dataset[Any]):
+    """What data sets of pairs and of images have in common."""
+
+    _folder_class: ClassVar[type[ShardFolder]]
+
+    def __init__(self, folder: str | Path):
+        self._folder = self._folder_class.read(Path(folder))
+        self.manifest = self._folder.settings
+        """The settings that the folder was made with."""
+        if missing := self._folder.missing():
+            raise FileNotFoundError(
+                f"folder: {len(missing)} of {self._folder.shards} shards are missing in {folder}; make them by calling "
+                f"{self._folder.maker} again, with the same settings"
+            )
+        self._shards = [self._folder.open(k) for k in range(self._folder.shards)]
+        self.labels = self._labels()
+        """All labels, shape (n,), or None."""
+
+    def __len__(self) -> int:
+        return int(self.manifest["n"])
+
+    def __reduce__(self) -> Any:
+        return type(self), (self._folder.path,)  # a copy opens the files again: it does not carry their content
+
+    def _labels(self) -> Tensor | None:
+        if self.manifest["labels"] is None:
+            return None
+        return torch.cat([torch.from_numpy(np.array(arrays[-1])) for arrays in self._shards])
+
+    def _rows(self, indices: Tensor) -> list[Tensor]:
+        """The rows of each array at some indices, or where a mask is true."""
+        indices = torch.as_tensor(indices)
+        if indices.dtype == torch.bool:
+            if indices.shape != (len(self),):
+                raise ValueError(f"indices: expected a mask of shape ({len(self)},); got {tuple(indices.shape)}")
+            indices = indices.nonzero()[:, 0]
+        if indices.dim() != 1 or indices.is_floating_point():
+            raise TypeError(
+                f"indices: expected integers of shape (B,); got {indices.dtype} of shape {tuple(indices.shape)}"
+            )
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
+            raise IndexError(f"indices: expected 0 to {len(self) - 1}; got {indices.min()} to {indices.max()}")
+        parts = [np.empty((len(indices), *shape[1:]), dtype) for dtype, shape in self._folder.arrays(0).values()]
+        for row, index in enumerate(indices.tolist()):
+            k, place = divmod(index, self.manifest["shard_size"])
+            for part, array in zip(parts, self._shards[k], strict=True):
+                part[row] = array[place]
+        return [torch.from_numpy(part) for part in parts]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return tuple(self.manifest["shape"])
+
+    @property
+    def nfe(self) -> float:
+        """The model calls that a row took, on average."""
+        shards = range(self._folder.shards)
+        return sum(self._folder.notes(k)["nfe"] * len(self._folder.rows(k)) for k in shards) / len(self)
+
+    @property
+    def name(self) -> str:
+        """A word that differs where the content does, so that a run is not continued on another."""
+        return digest({name: value for name, value in self.manifest.items() if name not in NOTES})[:16]

@@ -1,0 +1,1 @@
+"""What only the notebooks use: figures, and the checks of their exercises."""

@@ -1,0 +1,148 @@
+"""What several commands share: their arguments, the model of a checkpoint, where it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, NamedTuple
+
+CHECKPOINT = "folder of a run or checkpoint, an exported file, or the name of shipped weights (mnist)"
+
+
+def add_solver(command: argparse.ArgumentParser, default: str, also: str = "") -> None:
+    """How the flow is solved, in a word."""
+    command.add_argument(
+        "--solver",
+        default=default,
+        help=f"method:name=value,...: rk4:steps=10, midpoint:grid=0/0.5/1, dopri5:rtol=1e-6,atol=1e-6{also} "
+        f"(default: {default})",
+    )
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Where the model runs."""
+    command.add_argument(
+        "--device", default="cpu", help="cpu; auto, the accelerator if there is one; or one of them, such as cuda:1"
+    )
+
+
+def add_draws(command: argparse.ArgumentParser) -> None:
+    """What is drawn."""
+    command.add_argument("--guidance", type=float, default=1.0, help="scale of classifier-free guidance; 1 is none")
+    command.add_argument("--seed", type=int, default=0, help="of the noise")
+
+
+def add_folder(command: argparse.ArgumentParser) -> None:
+    """What folders of shards are made with."""
+    command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network, in folders")
+    command.add_argument("--compile", action="store_true", help="torch.compile the network, in folders")
+    command.add_argument("--batch-size", type=int, default=250, help="solved at once, in folders")
+    command.add_argument("--shard-size", type=int, default=1000, help="rows of a shard of a folder")
+
+
+def say(text: str) -> None:
+    """One of a run's processes speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
+def train_recipe(recipe: Any, options: argparse.Namespace, out: Any) -> int:
+    """Train a recipe into a folder, with a bar in a terminal and plain lines elsewhere."""
+    from flowbook import recipes
+
+    progress: Any = None if sys.stderr.isatty() else "lines"
+    result = recipes.run(recipe, out, resume=not options.fresh, progress=progress)
+    say(f"{result.step} steps, last checkpoint {result.checkpoint}")
+    return 0
+
+
+class ImageModel(NamedTuple):
+    """A velocity on images, and its network: the same, unless that learned diffusion."""
+
+    velocity: Any
+    network: Any
+
+
+def load_images(checkpoint: str) -> ImageModel:
+    """The model of images of a checkpoint; others are refused."""
+    from flowbook.models import Classifier
+    from flowbook.training import load
+
+    velocity = load(checkpoint)
+    network = getattr(velocity, "network", velocity)
+    if not hasattr(network, "size") or isinstance(network, Classifier):
+        raise ValueError(f"checkpoint: expected a model of images that draws them; got {type(network).__name__}")
+    return ImageModel(velocity, network)
+
+
+def place(velocity: Any, device: str) -> Any:
+    """The velocity on the device that was asked for."""
+    import torch
+
+    from flowbook.training import TrainConfig
+    from flowbook.training.precision import choose_device
+
+    if device == "auto" and "LOCAL_RANK" in os.environ and torch.accelerator.is_available():
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))  # one for each of torchrun's processes
+    chosen = choose_device(TrainConfig(device=device))
+    return velocity if chosen.type == "cpu" else velocity.to(chosen, memory_format=torch.channels_last)
+
+
+def guide(velocity: Any, guidance: float, classes: int | None) -> Any:
+    """The velocity under guidance, where that is asked for."""
+    from flowbook.guidance import guided
+
+    if guidance == 1.0:
+        return velocity
+    if classes is None:
+        raise ValueError("--guidance: this model was trained without labels")
+    return guided(velocity, guidance, classes)
+
+
+class ManyRows(NamedTuple):
+    """What a folder of rows is made from."""
+
+    velocity: Any
+    shape: tuple[int, ...]
+    y: Any
+
+
+def source_of_rows(options: argparse.Namespace) -> ManyRows:
+    """The velocity on its device, in its precision and guided; the shape of its noise; labels as in its data."""
+    from flowbook import metrics, models, recipes
+    from flowbook._core import validate
+    from flowbook.training import load
+
+    validate.positive_int("--n", options.n)
+    velocity = place(load(options.checkpoint), options.device)
+    network = getattr(velocity, "network", velocity)
+    if not hasattr(network, "dim"):
+        network = load_images(options.checkpoint).network  # says what is wrong with another model
+    classes, y = getattr(network, "num_classes", None), None
+    if classes is not None:
+        y = metrics.labels_like(class_counts(options.checkpoint, classes), options.n)
+    if options.precision == "bf16":
+        velocity = models.Autocast(velocity)
+    velocity = guide(velocity, options.guidance, classes)
+    if options.compile:
+        velocity = models.Compiled(velocity, options.batch_size)
+    return ManyRows(velocity, recipes.sample_shape(network), y)
+
+
+def class_counts(checkpoint: str, classes: int) -> list[int]:
+    """How often each class occurs in the training data, where that is known to differ: MNIST."""
+    import json
+    from pathlib import Path
+
+    from flowbook import models
+    from flowbook.training import checkpoint as checkpoints
+
+    name: Any = checkpoint
+    if Path(checkpoint).is_dir():
+        recipe = checkpoints.read(checkpoints.locate(checkpoint)).recipe or {}
+        name = recipe.get("data", {}).get("name")
+    if name == "mnist":
+        counts: list[int] = json.loads(models.asset("mnist_floor.json").read_text())["class_counts_train"]
+        return counts
+    return [1] * classes

@@ -1,0 +1,43 @@
+"""``flowbook pairs``: noise and what a checkpoint makes of it, for Reflow."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from flowbook.cli.common import CHECKPOINT, add_device, add_draws, add_folder, add_solver, source_of_rows
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "pairs", help="noise and what a checkpoint makes of it, for Reflow; goes on if stopped"
+    )
+    command.add_argument("checkpoint", help=CHECKPOINT)
+    command.add_argument("--out", type=Path, required=True, help="folder of the pairs")
+    command.add_argument("--n", type=int, default=50_000, help="pairs, with labels as frequent as in the data")
+    add_solver(command, "dopri5")
+    add_draws(command)
+    add_device(command)
+    add_folder(command)
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from flowbook.reflow import generate_pairs
+    from flowbook.solvers import Solver
+
+    velocity, shape, y = source_of_rows(options)
+    made = generate_pairs(
+        velocity,
+        shape,
+        options.n,
+        options.out,
+        y=y,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        solver=Solver.parse(options.solver),
+    )
+    print(f"{len(made)} pairs, {made.nfe:g} evaluations each, in {options.out}")
+    return 0

@@ -1,0 +1,154 @@
+"""``flowbook sample``: a grid of samples, or a folder of many."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flowbook.cli.common import (
+    CHECKPOINT,
+    add_device,
+    add_draws,
+    add_folder,
+    add_solver,
+    guide,
+    load_images,
+    place,
+    source_of_rows,
+)
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser("sample", help="draw samples from a checkpoint, into a grid or a folder of shards")
+    command.add_argument("checkpoint", help=CHECKPOINT)
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("samples.png"),
+        help="an image file, for a grid; a name without an ending is a folder of images as bytes, which goes on if "
+        "stopped and which processes share",
+    )
+    command.add_argument(
+        "--n",
+        type=int,
+        default=10,
+        help="in a grid, samples per label, or in all without labels; in a folder, in all, with labels as frequent as "
+        "in the data",
+    )
+    command.add_argument("--labels", type=int, nargs="*", help="default: every label")
+    add_solver(command, "midpoint:steps=25", also="; of a model that learned diffusion also ddpm, ddim:steps=50")
+    add_draws(command)
+    add_device(command)
+    add_folder(command)
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from flowbook._core import validate
+
+    validate.positive_int("--n", options.n)
+    return _grid(options) if options.out.suffix else _folder(options)
+
+
+def _grid(options: argparse.Namespace) -> int:
+    import torch
+    from PIL import Image
+    from torchvision.utils import make_grid, save_image
+
+    if Image.registered_extensions().get(options.out.suffix.lower()) not in Image.SAVE:
+        raise ValueError(
+            f"--out: expected an image file, such as samples.png, or a folder, which has no ending; got {options.out}"
+        )
+    if options.labels == []:
+        raise ValueError("--labels: expected at least one label after it, for example --labels 7 1; got none")
+    velocity, network = load_images(options.checkpoint)
+    velocity = place(velocity, options.device)
+    classes = getattr(network, "num_classes", None)
+    y = _labels(options, classes)
+    generator = torch.Generator().manual_seed(options.seed)
+    count = options.n if y is None else len(y)
+    x0 = torch.randn(count, network.channels, network.size, network.size, generator=generator)
+    device = next(velocity.parameters()).device
+    drawn = _draw(
+        guide(velocity, options.guidance, classes),
+        x0.to(device),
+        None if y is None else y.to(device),
+        options.solver,
+        generator,
+    )
+    grid = make_grid(drawn.images.cpu().clamp(-1, 1), nrow=options.n, normalize=True, value_range=(-1, 1))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save_image(grid, options.out)
+    print(f"{count} samples, {drawn.nfe} evaluations each, in {options.out}")
+    return 0
+
+
+def _labels(options: argparse.Namespace, classes: int | None) -> Any:
+    import torch
+
+    from flowbook._core import validate
+
+    if classes is None:
+        if options.labels is not None:
+            raise ValueError("--labels: this model was trained without labels")
+        return None
+    labels = list(range(classes)) if options.labels is None else options.labels
+    validate.labels("--labels", torch.tensor(labels), len(labels), classes=classes)
+    return torch.tensor(labels).repeat_interleave(options.n)
+
+
+class _Drawn(NamedTuple):
+    images: Any
+    nfe: int
+
+
+def _draw(velocity: Any, x0: Any, y: Any, solver: str, generator: Any) -> _Drawn:
+    """Samples, by a solver or, from a model that learned diffusion, by one of diffusion's samplers."""
+    from flowbook.diffusion import ProbabilityFlow, ddim_sample, ddpm_sample
+    from flowbook.solvers import Solver, sample
+
+    name, _, steps = solver.partition(":")
+    if name not in ("ddpm", "ddim"):
+        solution = sample(velocity, x0, y=y, solver=Solver.parse(solver))
+        return _Drawn(solution.x, solution.nfe)
+    if not isinstance(velocity, ProbabilityFlow):
+        raise ValueError(
+            f"--solver {name}: expected a checkpoint that learned diffusion, and no --guidance; got "
+            f"{type(velocity).__name__}"
+        )
+    model, schedule = velocity.model, velocity.schedule
+    if name == "ddpm":
+        if steps:
+            raise ValueError(f"--solver: ddpm takes every step of the schedule, {schedule.steps}; got {solver}")
+        return _Drawn(ddpm_sample(model, x0, schedule, y, clip=1.0, generator=generator), schedule.steps)
+    count = steps.removeprefix("steps=")
+    if not count.isdigit():
+        raise ValueError(f"--solver: expected ddim:steps=N; got {solver}")
+    images = ddim_sample(model, x0, schedule, int(count), y=y, clip=1.0, generator=generator)
+    return _Drawn(images, int(count))
+
+
+def _folder(options: argparse.Namespace) -> int:
+    from flowbook.data import generate_images
+    from flowbook.solvers import Solver
+
+    if options.solver.partition(":")[0] in ("ddpm", "ddim"):
+        raise ValueError(f"--solver {options.solver}: a folder is drawn by a solver; expected midpoint:steps=25, say")
+    if options.labels is not None:
+        raise ValueError("--labels: a folder has labels as frequent as in the data; got some for a grid")
+    load_images(options.checkpoint)  # says what is wrong with another model
+    velocity, shape, y = source_of_rows(options)
+    made = generate_images(
+        velocity,
+        shape,
+        options.n,
+        options.out,
+        y=y,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        solver=Solver.parse(options.solver),
+    )
+    print(f"{len(made)} images, {made.nfe:g} evaluations each, in {options.out}")
+    return 0

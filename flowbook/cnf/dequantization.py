@@ -1,0 +1,134 @@
+"""Discrete data and densities: uniform dequantisation, bits per dimension, the log-probability of a grey level.
+
+On the grey levels themselves a density can grow without bound. With each level spread evenly over its bin it cannot,
+and its integral over a bin is that level's probability (Theis et al. 2016).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flowbook._core import keyed, validate
+from flowbook.data import Batch, grey_levels, unpack
+
+
+def dequantize(x1: Tensor, levels: int = 256, generator: torch.Generator | None = None) -> Tensor:
+    """Uniform dequantisation: each grey level becomes a random value in its own bin of [-1, 1] (Theis et al. 2016).
+
+    Level k of ``levels`` fills the bin from ``2 k / levels - 1`` to ``2 (k + 1) / levels - 1``.
+
+    Args:
+        x1: discrete data, ``levels`` equidistant values from -1 to 1, shape (B, ...).
+        levels: number of grey levels: 256 for most images, 17 for the digits.
+        generator: of the noise; without one it is drawn with :mod:`flowbook.keyed`, so that in ``fit`` it belongs to
+            the sample.
+
+    Example:
+        >>> dequantize(torch.tensor([[-1.0, 1.0]]), levels=2).abs().max() <= 1
+        tensor(True)
+    """
+    k = grey_levels(x1, levels)
+    validate.generator(generator)
+    if generator is None:
+        noise = torch.special.ndtr(keyed.randn_like(x1))  # the distribution function of a normal number is uniform
+    else:
+        noise = torch.rand(x1.shape, generator=generator, dtype=x1.dtype, device=generator.device).to(x1.device)
+    return 2 * (k + noise) / levels - 1
+
+
+class Dequantized:
+    """Discrete data to train on, dequantised anew in every batch; data for :func:`flowbook.training.fit`.
+
+    Samples are drawn with replacement. Any loss can be trained on it; MaximumLikelihood has ``levels`` of its own.
+
+    Args:
+        data: x1, shape (N, ...), or (x1, y): discrete values as :func:`dequantize` takes them.
+        levels: number of grey levels.
+
+    Raises:
+        ValueError, TypeError: for data that are not discrete in this way, or parts of different lengths.
+
+    Example:
+        >>> from flowbook import data
+        >>> x1, y = Dequantized(data.digits("test"), levels=17).sample(4)
+        >>> x1.shape, y.shape
+        (torch.Size([4, 1, 8, 8]), torch.Size([4]))
+    """
+
+    def __init__(self, data: Batch, levels: int = 256):
+        x0, self.x1, self.y = unpack(data)
+        if x0 is not None:
+            raise ValueError("data: expected x1 or (x1, y); got (x0, x1, y)")
+        grey_levels(self.x1, levels)
+        if self.y is not None:
+            validate.labels("y", self.y, len(self.x1))
+        self.levels = levels
+        self.name = f"{tuple(self.x1.shape)} at {levels} levels"
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """n dequantised samples, (n, ...), or with labels the pair of both."""
+        validate.positive_int("n", n)
+        index = torch.randint(
+            len(self.x1), (n,), generator=generator, device=None if generator is None else generator.device
+        )
+        index = index.to(self.x1.device)
+        x1 = dequantize(self.x1[index], self.levels, generator)
+        return x1 if self.y is None else (x1, self.y[index])
+
+
+def bits_per_dim(log_prob: Tensor, dims: int, levels: int = 256) -> Tensor:
+    """Bits per dimension of discrete data from the log-density of dequantised data in [-1, 1].
+
+    A bin is 2 / levels wide, so ``-log2 P = -log2 p - D log2(2 / levels)``: the offset is 7 bits for 256 levels (8 if
+    the density were of data in [0, 1]).
+
+    Args:
+        log_prob: nats, any shape.
+        dims: D.
+        levels: as in :func:`dequantize`.
+
+    Example:
+        >>> uniform = torch.tensor([-3.0 * math.log(2.0)])  # three dimensions, each uniform on [-1, 1]
+        >>> bits_per_dim(uniform, dims=3)
+        tensor([8.])
+    """
+    validate.positive_int("dims", dims)
+    validate.positive_int("levels", levels, at_least=2)
+    return -log_prob / (dims * math.log(2.0)) + math.log2(levels / 2)
+
+
+def discrete_log_prob(
+    density: Callable[[Tensor], Tensor],
+    x1: Tensor,
+    levels: int = 256,
+    draws: int = 1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The log-probability of discrete data from a density of dequantised data, in nats, shape (B,).
+
+    With one draw its mean is a lower bound; more draws are averaged as probabilities and close the gap (the importance-
+    weighted bound; Burda et al. 2016, equation 8).
+
+    Args:
+        density: ``x -> log p(x)``, shape (B,): for example ``lambda x: log_prob(velocity, x).log_prob``.
+        x1: discrete data, as in :func:`dequantize`.
+        levels: number of grey levels.
+        draws: dequantisations of each sample.
+        generator: of the noise.
+
+    Example:
+        >>> uniform = lambda x: torch.full((len(x),), -2 * math.log(2.0))  # two dimensions
+        >>> discrete_log_prob(uniform, torch.ones(1, 2), levels=16) / math.log(2.0)
+        tensor([-8.])
+    """
+    validate.positive_int("draws", draws)
+    logs = torch.stack([density(dequantize(x1, levels, generator)) for _ in range(draws)])
+    if logs.shape != (draws, len(x1)):
+        raise ValueError(
+            f"density: expected shape ({len(x1)},), one number for each sample; got {tuple(logs[0].shape)}"
+        )
+    return torch.logsumexp(logs, 0) - math.log(draws) + x1.shape[1:].numel() * math.log(2 / levels)

@@ -1,0 +1,75 @@
+"""What a batch is: ``x1``, ``(x1, y)`` or ``(x0, x1, y)``, where y may be None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Batch = Tensor | tuple[Tensor, ...] | tuple[Tensor, Tensor, None]
+
+
+def unpack(batch: Batch) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """x1, (x1, y) or (x0, x1, y) -> (x0, x1, y), with None for what is missing.
+
+    Example:
+        >>> x0, x1, y = unpack((torch.zeros(1, 2), torch.tensor([3])))
+        >>> x0 is None, y
+        (True, tensor([3]))
+    """
+    if isinstance(batch, Tensor):
+        return None, batch, None
+    if len(batch) == 1:
+        return None, batch[0], None
+    if len(batch) == 2:
+        return None, batch[0], batch[1]
+    if len(batch) == 3:
+        return batch[0], batch[1], batch[2]
+    raise ValueError(f"batch: expected x1, (x1, y) or (x0, x1, y); got {len(batch)} parts")
+
+
+def is_tensors(data: Any) -> bool:
+    """True for x1, (x1, y) and (x0, x1, y) that are whole data sets.
+
+    Example:
+        >>> is_tensors((torch.zeros(3, 2), torch.zeros(3))), is_tensors("mnist")
+        (True, False)
+    """
+    return isinstance(data, Tensor) or (isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data[:2]))
+
+
+def labels_of(data: Any) -> Tensor | None:
+    """All labels of a data set, where they are tensors at hand; None for others.
+
+    Example:
+        >>> labels_of((torch.zeros(2, 1), torch.tensor([3, 4])))
+        tensor([3, 4])
+    """
+    return unpack(data)[2] if is_tensors(data) else None
+
+
+def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """Apply a function to each tensor of a batch; a missing part stays None.
+
+    Example:
+        >>> map_batch(lambda x: x + 1, (torch.zeros(1), torch.ones(1), None))
+        (tensor([1.]), tensor([2.]), None)
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    return tuple(part if part is None else function(part) for part in batch)  # type: ignore[misc]
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Without waiting for the GPU: a copy from ordinary memory would wait until all earlier work is done.
+
+    Example:
+        >>> to_device(torch.ones(2), torch.device("meta")).device
+        device(type='meta')
+    """
+    if device.type == "cuda" and x.device.type == "cpu":
+        with torch.cuda.device(device):  # a thread begins with the first GPU, and would pin the memory for that one
+            return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)

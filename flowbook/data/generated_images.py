@@ -1,0 +1,117 @@
+"""Many images: what a velocity makes of noise, as bytes in a folder of shards, for scores of tens of thousands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowbook._core.shard_folder import ShardFolder
+from flowbook._core.shards import Shards
+from flowbook.data.generation import FolderOptions, generate, generation
+from flowbook.data.images import to_unit_interval
+from flowbook.data.planar import Source
+from flowbook.solvers import Solver, SolverOptions, as_solver
+from flowbook.velocity import Velocity
+
+
+class GenerationOptions(FolderOptions, SolverOptions, total=False):
+    """What folders of generated data take: a solver, or its fields, and how the folder is written."""
+
+
+def split_options(options: GenerationOptions, default: Solver) -> tuple[Solver, FolderOptions]:
+    """The solver that some options describe, and those of the folder."""
+    folder: Any = {name: value for name, value in options.items() if name in FolderOptions.__annotations__}
+    solver: Any = {name: value for name, value in options.items() if name not in folder}
+    return as_solver(solver, default), folder
+
+
+class ImageFolder(ShardFolder):
+    kind: ClassVar[str] = "images"
+    unit: ClassVar[str] = "image"
+    maker: ClassVar[str] = "generate_images"
+
+    def arrays(self, rows: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        return {"images": (np.dtype(np.uint8), (rows, *self.settings["shape"])), **self.label_array(rows)}
+
+    def kept(self, x0: Tensor, x1: Tensor, y: Tensor | None) -> dict[str, Tensor | None]:
+        return {"images": to_bytes(x1), "y": y}
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """[-1, 1] -> the nearest of 0 to 255, clipped: how images are stored and shown.
+
+    Example:
+        >>> to_bytes(torch.tensor([-2.0, -1.0, 0.0, 1.0])).tolist()
+        [0, 0, 128, 255]
+    """
+    return (255 * to_unit_interval(images.float()) + 0.5).to(torch.uint8)
+
+
+def generate_images(
+    velocity: Velocity,
+    source: Source | Sequence[int],
+    n: int,
+    out: str | Path,
+    *,
+    y: Tensor | None = None,
+    seed: int = 0,
+    **options: Unpack[GenerationOptions],
+) -> ImageShards:
+    """Draw n images into a folder, going on where an earlier call was stopped.
+
+    Args:
+        velocity: ``v(x, t, y=None)`` on images in [-1, 1].
+        source: the shape of an image, (C, H, W), or something with ``.sample(n, generator)``.
+        n: number of images.
+        out: the folder.
+        y: a label for each image, shape (n,), kept with it.
+        seed: of the noise.
+        options: a :class:`~flowbook.solvers.Solver` or its fields, by default 25 steps of midpoint; and ``batch_size``,
+            ``shard_size``, ``name``, ``progress`` as in :func:`~flowbook.reflow.generate_pairs`.
+
+    Returns:
+        The :class:`ImageShards` of the folder.
+
+    Raises:
+        ValueError, TypeError: for arguments that do not fit, and for a folder made with other settings or weights.
+        RuntimeError: when the images are not finite.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     white = generate_images(lambda x, t: 1 - x, (1, 4, 4), 10, folder, name="white", progress=False)
+        ...     len(white), white.bytes(torch.tensor([3])).shape
+        (10, torch.Size([1, 1, 4, 4]))
+    """
+    solver, how = split_options(options, default=Solver("midpoint", steps=25))
+    rows = generation(velocity, source, n=n, y=y, seed=seed, solver=solver)
+    return ImageShards(generate(ImageFolder, rows, n, out, **how).path)
+
+
+class ImageShards(Shards):
+    """The images of a folder, read row by row from the disk: data for ``fit``, or for a score.
+
+    Args:
+        folder: made by :func:`generate_images`.
+
+    Raises:
+        FileNotFoundError: when there are no images, or not all of them yet.
+        ValueError: for a damaged file, or a folder of pairs.
+    """
+
+    _folder_class = ImageFolder
+
+    def __getitem__(self, index: int) -> Any:
+        """One image in [-1, 1], shape (C, H, W), and its label where there are labels."""
+        image, *y = self._rows(torch.tensor([index]))
+        image = image[0].float() / 127.5 - 1
+        return (image, y[0][0]) if y else image
+
+    def bytes(self, indices: Tensor) -> Tensor:
+        """The images of some indices as they are stored, uint8, shape (B, C, H, W)."""
+        return self._rows(indices)[0]

@@ -1,0 +1,192 @@
+"""What a velocity makes of noise, in a folder of shards: the common part of images and pairs.
+
+A folder is written shard by shard, each complete or absent, so that a kill loses one shard at most; its
+``manifest.json`` has the settings that decide every number, and a digest of the weights. Noise and label of row n
+depend on the seed and on n alone. Batches start anew in each shard, so the rows do not depend on the number of
+processes or on interruptions either, bit for bit; another batch size rounds differently.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from flowbook._core import keyed, progress, validate
+from flowbook._core.digest import digest
+from flowbook._core.shard_folder import ShardFolder
+from flowbook.data.planar import Source
+from flowbook.solvers import Solver, sample
+from flowbook.velocity import Velocity, device_of, null_label_of
+
+
+class FolderOptions(TypedDict, total=False):
+    """How a folder is written; none but ``batch_size`` touches a number, and that one by rounding only."""
+
+    batch_size: int
+    shard_size: int
+    name: str | None
+    progress: bool | None
+
+
+@dataclass(frozen=True)
+class Normal:
+    """The standard normal distribution of tensors of one shape.
+
+    Example:
+        >>> Normal((1, 28, 28)).sample(2).shape
+        torch.Size([2, 1, 28, 28])
+    """
+
+    shape: tuple[int, ...]
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n tensors, shape (n, ...), float32."""
+        return torch.randn(n, *self.shape, generator=generator)
+
+
+def keyed_noise(source: Source, seed: int, first: int, n: int) -> Tensor:
+    """The noise of rows ``first`` to ``first + n - 1``, shape (n, ...): it depends on the seed and the row alone.
+
+    Example:
+        >>> noise = keyed_noise(Normal((2,)), seed=0, first=0, n=300)
+        >>> torch.equal(keyed_noise(Normal((2,)), seed=0, first=200, n=100), noise[200:])
+        True
+    """
+    blocks, generator = [], torch.Generator()
+    for block in range(first // keyed.BLOCK, (first + n - 1) // keyed.BLOCK + 1):
+        blocks.append(source.sample(keyed.BLOCK, generator=generator.manual_seed(keyed.mix(seed, block))))
+    start = first % keyed.BLOCK
+    return torch.cat(blocks)[start : start + n]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A velocity with everything that decides its rows; made by :func:`generation`."""
+
+    velocity: Velocity
+    source: Source
+    y: Tensor | None
+    seed: int
+    solver: Solver
+
+    def rows(self, first: int, n: int) -> tuple[Tensor, Tensor, Tensor | None, int]:
+        """x0, x1, labels and model calls of rows ``first`` to ``first + n - 1``, on the CPU."""
+        device = device_of(self.velocity)
+        x0 = keyed_noise(self.source, self.seed, first, n)
+        y = None if self.y is None else self.y[first : first + n]
+        on_device = None if y is None else y.to(device)
+        solution = sample(self.velocity, x0.to(device), y=on_device, solver=self.solver)
+        x1 = solution.x.cpu()
+        if not bool(torch.isfinite(x1).all()):
+            raise RuntimeError(f"velocity: the data of rows {first} to {first + n - 1} are not all finite")
+        return x0, x1, y, solution.nfe
+
+
+def generation(
+    velocity: Velocity, source: Source | Sequence[int], *, n: int, y: Tensor | None, seed: int, solver: Solver
+) -> Generation:
+    """The arguments of :func:`generate`, checked."""
+    validate.positive_int("n", n)
+    validate.positive_int("seed", seed, at_least=0)
+    return Generation(velocity, as_source(source), as_labels(y, n, velocity), int(seed), solver)
+
+
+def generate(
+    kind: type[ShardFolder],
+    rows: Generation,
+    n: int,
+    out: str | Path,
+    *,
+    batch_size: int = 256,
+    shard_size: int = 4096,
+    name: str | None = None,
+    progress: bool | None = None,
+) -> ShardFolder:
+    """Write n rows into a folder, going on where an earlier call was stopped; processes share the shards."""
+    for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
+        validate.positive_int(argument, value)
+    n, batch_size, shard_size = int(n), int(batch_size), int(shard_size)
+    x0, *_ = rows.rows(0, 1)  # on trial: what is wrong with the arguments shows before anything is written
+    settings = {
+        "n": n,
+        "shape": list(x0.shape[1:]),
+        "dtype": str(x0.dtype).removeprefix("torch."),
+        "seed": rows.seed,
+        "solver": str(rows.solver),
+        "batch_size": batch_size,
+        "shard_size": shard_size,
+        "velocity": _identity(rows.velocity, name),
+        "source": digest(keyed_noise(rows.source, rows.seed, 0, keyed.BLOCK)),
+        "labels": None if rows.y is None else digest(rows.y),
+    }
+    folder = kind.claim(Path(out), settings)
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    mine, missing = range(rank, folder.shards, processes), folder.missing()
+    with _bar(progress, rank, folder, mine, missing) as bar:
+        for k in sorted(set(mine) & set(missing)):
+            with folder.writing(k) as (arrays, notes):
+                notes["nfe"] = _fill(folder, k, arrays, rows, batch_size=batch_size, bar=bar)
+    folder.wait_for_others()
+    return folder
+
+
+def _fill(folder: ShardFolder, k: int, arrays: dict[str, Any], rows: Generation, *, batch_size: int, bar: Any) -> float:
+    """Write shard k, batch by batch; the model calls of a row, on average."""
+    calls, all_rows = 0, folder.rows(k)
+    for start in range(0, len(all_rows), batch_size):
+        batch = all_rows[start : start + batch_size]
+        x0, x1, y, nfe = rows.rows(batch[0], len(batch))
+        parts = folder.kept(x0, x1, y)
+        for name, array in arrays.items():
+            array[start : start + len(batch)] = parts[name]
+        calls += nfe * len(batch)
+        bar.update(len(batch))
+    return calls / len(all_rows)
+
+
+def as_source(source: Source | Sequence[int]) -> Source:
+    """A shape as standard normal noise; anything with ``sample`` as it is."""
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        for size in source:
+            validate.positive_int("source", size)
+        return Normal(tuple(source))
+    if isinstance(source, type) or not callable(getattr(source, "sample", None)):
+        raise TypeError(
+            "source: expected the shape of a sample, such as (1, 28, 28), or something with sample(n, generator=None); "
+            f"got {validate.described(source)}"
+        )
+    return source
+
+
+def as_labels(y: Tensor | None, n: int, velocity: Velocity) -> Tensor | None:
+    """Labels as they are stored, checked: long, on the CPU."""
+    if y is None:
+        return None
+    null_label = null_label_of(velocity)
+    y = y.detach().cpu() if isinstance(y, Tensor) else y
+    validate.labels("y", y, n, classes=None if null_label is None else null_label + 1)
+    return y.long()
+
+
+def _identity(velocity: Velocity, name: str | None) -> str:
+    if name is not None:
+        return name
+    try:
+        return digest(velocity)
+    except TypeError as error:
+        raise ValueError(
+            f"name: expected a word that says what the velocity is, for the folder to be known by: {error}; got None"
+        ) from error
+
+
+def _bar(show: bool | None, rank: int, folder: ShardFolder, mine: range, missing: list[int]) -> Any:
+    """A bar over this process's rows, on the first process."""
+    total = sum(len(folder.rows(k)) for k in mine)
+    left = sum(len(folder.rows(k)) for k in set(mine) & set(missing))
+    return progress.bar(False if rank > 0 else show, total=total, initial=total - left, unit=folder.unit)

@@ -1,0 +1,161 @@
+"""Images: tensors ``(images, labels)`` of known sets, and folders of one's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flowbook._core import validate
+
+ImageTensors = tuple[Tensor, Tensor]
+Split = Literal["train", "test"]
+
+
+# Images ---------------------------------------------------------------------------------------------------------------
+
+
+def digits(split: Split = "train") -> ImageTensors:
+    """scikit-learn's 1,797 real handwritten digits, 8 x 8 and grey; they need no download.
+
+    Args:
+        split: "train" (1,437 images) or "test" (360), drawn once and for all by class.
+
+    Example:
+        >>> images, labels = digits("test")
+        >>> images.shape, float(images.min()), float(images.max())
+        (torch.Size([360, 1, 8, 8]), -1.0, 1.0)
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    validate.one_of("split", split, ("train", "test"))
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
+    x, y = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
+    return torch.tensor(x / 8.0 - 1.0, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(y, dtype=torch.long)
+
+
+def mnist(split: Split = "train", root: str | Path | None = None) -> ImageTensors:
+    """MNIST, 28 x 28 and grey: 60,000 images to train on, 10,000 to test on (LeCun et al. 1998).
+
+    Args:
+        split: "train" or "test".
+        root: where torchvision keeps its data; by default the folder named by ``FLOWBOOK_DATA``, or
+            ``~/.cache/flowbook``. What is missing there is downloaded.
+    """
+    return _from_torchvision("MNIST", split, root)
+
+
+def fashion_mnist(split: Split = "train", root: str | Path | None = None) -> ImageTensors:
+    """Fashion-MNIST, 28 x 28 and grey, as :func:`mnist` (Xiao et al. 2017)."""
+    return _from_torchvision("FashionMNIST", split, root)
+
+
+def cifar10(split: Split = "train", root: str | Path | None = None) -> ImageTensors:
+    """CIFAR-10, 32 x 32 and coloured: 50,000 images to train on, 10,000 to test on (Krizhevsky 2009)."""
+    return _from_torchvision("CIFAR10", split, root)
+
+
+def image_folder(root: str | Path, size: int, flip: bool = False, labels: bool = True) -> Dataset[Any]:
+    """A folder of images in one subfolder per class: resized, cropped to a centred square, in [-1, 1].
+
+    Args:
+        root: the folder.
+        size: height and width of the result.
+        flip: mirror each image left to right with probability 1/2 whenever it is read.
+        labels: False leaves them out, for a model without classes.
+
+    Returns:
+        A Dataset of (image (3, size, size), label), or of images alone; its ``classes`` name the subfolders.
+    """
+    from torchvision import datasets, transforms
+
+    validate.positive_int("size", size)
+    validate.boolean("flip", flip)
+    validate.boolean("labels", labels)
+    steps = [transforms.Resize(size), transforms.CenterCrop(size)]
+    if flip:
+        steps.append(transforms.RandomHorizontalFlip())
+    steps += [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"root: {root} is not a folder; expected one with a subfolder of images per class")
+    folder: Dataset[Any] = datasets.ImageFolder(str(root), transform=transforms.Compose(steps))
+    return folder if labels else _WithoutLabels(folder)
+
+
+class _WithoutLabels(Dataset[Tensor]):
+    """The images of a data set of (image, label)."""
+
+    def __init__(self, labelled: Any):
+        self.labelled, self.classes = labelled, labelled.classes
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image: Tensor = self.labelled[index][0]
+        return image
+
+
+def to_unit_interval(images: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 1], clipped: for showing and saving.
+
+    Example:
+        >>> to_unit_interval(torch.tensor([-1.0, 0.0, 3.0]))
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+    return (images.clamp(-1, 1) + 1) / 2
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder of downloaded data: the argument, or ``FLOWBOOK_DATA``, or ``~/.cache/flowbook``."""
+    if root is not None:
+        return Path(root)
+    return Path(os.environ.get("FLOWBOOK_DATA") or Path.home() / ".cache" / "flowbook")
+
+
+def _from_torchvision(name: str, split: Split, root: str | Path | None) -> ImageTensors:
+    from torchvision import datasets
+
+    validate.one_of("split", split, ("train", "test"))
+    folder = data_root(root)
+    build = getattr(datasets, name)
+    try:
+        stored = build(str(folder), train=split == "train", download=False)
+    except RuntimeError:  # torchvision's word for "not there"
+        from filelock import FileLock
+
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f".{name}.lock"):  # the processes of a run ask at once; one of them fetches
+                stored = build(str(folder), train=split == "train", download=True)
+        except (RuntimeError, OSError) as error:
+            raise RuntimeError(
+                f"{name} is neither in {folder} nor could it be downloaded ({error}). Put the files where "
+                f"torchvision.datasets.{name}({str(folder)!r}) finds them, or name the folder that has them in the "
+                "environment variable FLOWBOOK_DATA"
+            ) from error
+    images = torch.as_tensor(stored.data)
+    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+    return images.float() / 127.5 - 1.0, torch.as_tensor(stored.targets)
+
+
+def grey_levels(x1: Tensor, levels: int) -> Tensor:
+    """The number of each value's grey level, 0 to levels - 1, as a float tensor.
+
+    Example:
+        >>> grey_levels(torch.tensor([-1.0, 0.0, 1.0]), levels=3)
+        tensor([0., 1., 2.])
+    """
+    validate.float_tensor("x1", x1)
+    validate.positive_int("levels", levels, at_least=2)
+    place = (x1 + 1) * (levels - 1) / 2
+    k = place.round()
+    if not bool(((place - k).abs() < 1e-2).all()) or not bool(((k >= 0) & (k < levels)).all()):
+        raise ValueError(f"x1: expected {levels} equidistant values from -1 to 1, as discrete data have; got others")
+    return k

@@ -1,0 +1,203 @@
+"""Distributions in the plane, with their density where it is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flowbook._core import validate
+
+# Distributions in the plane -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planar:
+    """A distribution in the plane, known by how to draw from it.
+
+    Args:
+        name: for titles and messages.
+        draw: ``draw(n, generator) -> (n, 2)``.
+        density: ``density(x) -> (n,)``, the log-density in nats, where it is known.
+    """
+
+    name: str
+    draw: Callable[[int, torch.Generator | None], Tensor]
+    density: Callable[[Tensor], Tensor] | None = None
+    dim: int = 2
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n points, shape (n, 2)."""
+        validate.positive_int("n", n)
+        validate.generator(generator)
+        return self.draw(n, generator)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density in nats, shape (n,); an error where it has no closed form."""
+        if self.density is None:
+            raise ValueError(f"log_prob: the density of {self.name} has no closed form")
+        validate.float_tensor("x", x)
+        if x.dim() != 2 or x.shape[1] != 2:
+            raise ValueError(f"x: expected shape (n, 2); got {tuple(x.shape)}")
+        return self.density(x)
+
+
+class Source(Protocol):
+    """Anything that can be drawn from: the planar data, a GaussianMixture."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """Two distributions drawn side by side, for a flow from one to the other: the source need not be noise.
+
+    Args:
+        source: where the flow starts, at t = 0.
+        target: where it ends, at t = 1. Both have ``.sample(n, generator=None) -> (n, D)``.
+
+    Example:
+        >>> from flowbook.analytic import eight_gaussians
+        >>> x0, x1, y = Unpaired(eight_gaussians(), moons()).sample(5)
+        >>> x0.shape, x1.shape, y
+        (torch.Size([5, 2]), torch.Size([5, 2]), None)
+    """
+
+    source: Source
+    target: Source
+
+    def __post_init__(self) -> None:
+        for name in ("source", "target"):
+            side = getattr(self, name)
+            if isinstance(side, type) or not callable(getattr(side, "sample", None)):
+                raise TypeError(
+                    f"{name}: expected something with sample(n, generator=None), such as moons(); got "
+                    f"{validate.described(side)}"
+                )
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, None]:
+        """A batch (x0, x1, y) of n independent pairs, x0 and x1 of shape (n, D), without labels."""
+        return self.source.sample(n, generator=generator), self.target.sample(n, generator=generator), None
+
+
+def moons(noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Planar:
+    """Two interleaved half circles with Gaussian noise, then ``scale * x + shift`` (by default as torchcfm's tutorial).
+
+    Example:
+        >>> moons().sample(3).shape
+        torch.Size([3, 2])
+    """
+
+    validate.number("noise", noise, 0, math.inf, high_open=True)
+    _finite(scale=scale, shift=shift)
+
+    def draw(n: int, generator: torch.Generator | None) -> Tensor:
+        angle = math.pi * torch.rand(n, generator=generator)
+        upper = torch.rand(n, generator=generator) < 0.5
+        x = torch.where(upper, angle.cos(), 1.0 - angle.cos())
+        y = torch.where(upper, angle.sin(), 0.5 - angle.sin())
+        points = torch.stack([x, y], dim=1) + noise * torch.randn(n, 2, generator=generator)
+        return scale * points + shift
+
+    return Planar("moons", draw)
+
+
+def checkerboard(half_width: float = 4.0, squares: int = 4) -> Planar:
+    """The dark squares of a board of ``squares`` by ``squares`` on [-half_width, half_width]^2, uniform.
+
+    Example:
+        >>> board = checkerboard()
+        >>> board.log_prob(torch.tensor([[1.0, 1.0], [3.0, 1.0]]))
+        tensor([-3.4657,    -inf])
+    """
+    validate.number("half_width", half_width, 0, math.inf, low_open=True, high_open=True)
+    validate.positive_int("squares", squares, at_least=2)
+    if squares % 2:
+        raise ValueError(f"squares: expected an even number; got {squares}")
+    side = 2.0 * half_width / squares
+
+    def draw(n: int, generator: torch.Generator | None) -> Tensor:
+        row = torch.randint(squares, (n,), generator=generator)
+        column = 2 * torch.randint(squares // 2, (n,), generator=generator) + row % 2
+        corner = torch.stack([column, row], dim=1)
+        return side * (corner + torch.rand(n, 2, generator=generator)) - half_width
+
+    def density(x: Tensor) -> Tensor:
+        cell = torch.floor((x + half_width) / side)
+        inside = (x.abs() <= half_width).all(1) & ((cell[:, 0] + cell[:, 1]) % 2 == 0)
+        log_area = math.log(2.0 * half_width**2)
+        return torch.where(inside, -log_area, -torch.inf).to(x.dtype)
+
+    return Planar("checkerboard", draw, density)
+
+
+def spirals(noise: float = 0.1, turns: float = 1.5, scale: float = 1.0) -> Planar:
+    """Two spiral arms, half a turn apart, with Gaussian noise.
+
+    Example:
+        >>> spirals().sample(3).shape
+        torch.Size([3, 2])
+    """
+
+    validate.number("noise", noise, 0, math.inf, high_open=True)
+    _finite(turns=turns, scale=scale)
+
+    def draw(n: int, generator: torch.Generator | None) -> Tensor:
+        angle = 2 * math.pi * turns * torch.sqrt(torch.rand(n, generator=generator))
+        sign = 1.0 - 2.0 * torch.randint(2, (n, 1), generator=generator)
+        arm = torch.stack([-angle.cos() * angle, angle.sin() * angle], dim=1) / 3.0
+        return scale * (sign * arm + noise * torch.randn(n, 2, generator=generator))
+
+    return Planar("spirals", draw)
+
+
+def pinwheel(
+    blades: int = 5, radial_std: float = 0.3, tangential_std: float = 0.1, rate: float = 0.25, scale: float = 2.0
+) -> Planar:
+    """Gaussian blades around a centre, twisted the more the farther out (Johnson et al. 2016).
+
+    Example:
+        >>> pinwheel().sample(3).shape
+        torch.Size([3, 2])
+    """
+    validate.positive_int("blades", blades)
+    for name, value in (("radial_std", radial_std), ("tangential_std", tangential_std), ("scale", scale)):
+        validate.number(name, value, 0, math.inf, low_open=True, high_open=True)
+    _finite(rate=rate)
+    scales = torch.tensor([radial_std, tangential_std])
+
+    # Untwisting is a rotation by an angle that depends on the radius alone: it keeps areas, so the density is that of
+    # the blades before the twist.
+    def rotate(x: Tensor, angle: Tensor) -> Tensor:
+        cos, sin = angle.cos(), angle.sin()
+        return torch.stack([cos * x[:, 0] - sin * x[:, 1], sin * x[:, 0] + cos * x[:, 1]], dim=1)
+
+    def twist(radius: Tensor) -> Tensor:
+        return rate * torch.exp(radius)
+
+    def draw(n: int, generator: torch.Generator | None) -> Tensor:
+        blade = torch.randint(blades, (n,), generator=generator)
+        x = torch.randn(n, 2, generator=generator) * scales + torch.tensor([1.0, 0.0])
+        return scale * rotate(x, 2 * math.pi * blade / blades + twist(x.norm(dim=1)))
+
+    def density(x: Tensor) -> Tensor:
+        x = x / scale
+        untwisted = rotate(x, -twist(x.norm(dim=1)))
+        std = scales.to(x)
+        terms = []
+        for blade in range(blades):
+            angle = torch.full_like(x[:, 0], -2 * math.pi * blade / blades)
+            z = (rotate(untwisted, angle) - torch.tensor([1.0, 0.0]).to(x)) / std
+            terms.append(-0.5 * z.square().sum(1) - std.log().sum() - math.log(2 * math.pi))
+        return torch.logsumexp(torch.stack(terms), dim=0) - math.log(blades) - 2 * math.log(scale)
+
+    return Planar("pinwheel", draw, density)
+
+
+def _finite(**numbers: float) -> None:
+    for name, value in numbers.items():
+        validate.number(name, value, -math.inf, math.inf, low_open=True, high_open=True)

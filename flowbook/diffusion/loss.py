@@ -1,0 +1,113 @@
+r"""The loss of diffusion: predict the noise that was added.
+
+.. math:: L = \mathbb{E}_{i,\, x_1,\, \epsilon} \big\| \epsilon_\theta(x_i, i) - \epsilon \big\|^2
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowbook._core import keyed, validate
+from flowbook.data import unpack
+from flowbook.diffusion.model import Model, ProbabilityFlow, StepModel, check_model, probability_flow
+from flowbook.diffusion.schedule import PREDICTIONS, NoiseSchedule, Prediction
+from flowbook.guidance import check_labels, drop_labels
+from flowbook.velocity import call
+
+
+def ddpm_loss(
+    model: Model,
+    x1: Tensor,
+    schedule: NoiseSchedule,
+    y: Tensor | None = None,
+    *,
+    i: Tensor | None = None,
+    noise: Tensor | None = None,
+    prediction: Prediction | None = None,
+    label_dropout: float = 0.0,
+    null_label: int | None = None,
+) -> Tensor:
+    """The mean squared error of the predicted noise, over batch and dimensions (Ho et al. 2020, equation 14).
+
+    Args:
+        model: ``model(x, i, y=None)``.
+        x1: data, shape (B, ...).
+        schedule: the noise of each step.
+        y: labels, shape (B,), or None.
+        i: steps, long (B,); every step equally likely when None.
+        noise: from N(0, I), the shape of x1; drawn when None.
+        prediction: what the model predicts and is compared with, as in
+            :func:`~flowbook.diffusion.probability_flow`.
+        label_dropout, null_label: as in :func:`~flowbook.flow_matching.flow_matching_loss`.
+
+    Example:
+        >>> schedule, noise = NoiseSchedule.linear(1000), torch.ones(4, 2)
+        >>> ddpm_loss(lambda x, i: torch.ones_like(x), torch.zeros(4, 2), schedule, noise=noise)
+        tensor(0.)
+    """
+    prediction = check_model(model, schedule, prediction)
+    validate.float_tensor("x1", x1, min_dim=1)
+    validate.number("label_dropout", label_dropout, 0, 1)
+    if i is None:
+        i = (keyed.rand(len(x1), like=x1.float()) * schedule.steps).long().clamp_max(schedule.steps - 1)
+    if noise is None:
+        noise = keyed.randn_like(x1)
+    if label_dropout > 0:
+        y = drop_labels(model, x1, y, label_dropout, null_label)
+    x = schedule.add_noise(x1, i, noise)
+    predicted = call(model, x, i, y)
+    validate.same_shape("model(x, i, y)", predicted, "x1", x1)
+    return (predicted - schedule.convert(noise, x, i, source="noise", target=prediction)).square().mean()
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """:func:`ddpm_loss` of a network that takes a time, as the ``loss(network, batch)`` that ``fit`` asks for.
+
+    A batch is x1 or (x1, y). What ``fit`` returns, and ``load`` reads, is the network's
+    :func:`~flowbook.diffusion.probability_flow`: a velocity. Its ``model`` is the one that :func:`ddpm_sample` and
+    :func:`ddim_sample` take.
+
+    Example:
+        >>> loss = Diffusion(NoiseSchedule.cosine(100))
+        >>> loss(lambda x, t, y=None: torch.zeros_like(x), torch.zeros(1000, 2)).round()
+        tensor(1.)
+    """
+
+    schedule: NoiseSchedule
+    prediction: Prediction = "noise"
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        validate.instance("schedule", self.schedule, NoiseSchedule, "NoiseSchedule.linear(1000)")
+        validate.one_of("prediction", self.prediction, PREDICTIONS)
+        validate.number("label_dropout", self.label_dropout, 0, 1)
+
+    def __call__(self, network: Any, batch: Any) -> Tensor:
+        x0, x1, y = unpack(batch)
+        return ddpm_loss(
+            StepModel(network, self.schedule, self.prediction), x1, self.schedule, y, noise=x0,
+            label_dropout=self.label_dropout,
+        )  # fmt: skip
+
+    def check(self, network: nn.Module, data: Any) -> None:
+        """Labels of tensors must leave the null label to those that are dropped."""
+        check_labels(network, data)
+
+    def describe(self) -> dict[str, Any]:
+        """What turns a trained network back into a velocity."""
+        return {"betas": self.schedule.betas.tolist(), "prediction": self.prediction}
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Diffusion:
+        """The inverse of :meth:`describe`."""
+        betas = torch.tensor(description["betas"], dtype=torch.float64)
+        return cls(NoiseSchedule(betas), description["prediction"])
+
+    def velocity(self, network: nn.Module) -> ProbabilityFlow:
+        """What the trained network predicts, as a velocity."""
+        return probability_flow(StepModel(network, self.schedule, self.prediction), self.schedule)

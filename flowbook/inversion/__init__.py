@@ -1,0 +1,35 @@
+r"""Inversion (chapter 5): the same velocity, solved from data to noise, and what that is good for.
+
+.. math:: x_0 = x_1 + \int_1^0 v(x_t, t)\, dt
+
+An ODE has one way back; a sampler that draws noise at every step has many. The latent has as many numbers as the data.
+Labels and solver are those of :func:`flowbook.solvers.solve`. Images go in and come out in [-1, 1]: nothing here
+normalises them.
+"""
+
+from flowbook.inversion.anomaly import Score, anomaly_score
+from flowbook.inversion.denoising import Denoised, Estimate, denoise, estimate_noise, time_of_noise
+from flowbook.inversion.editing import Edit, edit
+from flowbook.inversion.interpolation import Interpolation, interpolate, lerp, slerp
+from flowbook.inversion.latents import RoundTrip, StepChoice, choose_steps, invert, round_trip
+
+__all__ = [
+    "Denoised",
+    "Edit",
+    "Estimate",
+    "Interpolation",
+    "RoundTrip",
+    "Score",
+    "StepChoice",
+    "anomaly_score",
+    "choose_steps",
+    "denoise",
+    "edit",
+    "estimate_noise",
+    "interpolate",
+    "invert",
+    "lerp",
+    "round_trip",
+    "slerp",
+    "time_of_noise",
+]

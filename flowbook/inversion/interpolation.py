@@ -1,0 +1,141 @@
+"""From one data point to another, through their latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from flowbook._core import validate
+from flowbook.inversion.latents import invert
+from flowbook.solvers import SolverOptions, as_solver, refuse, sample
+from flowbook.velocity import Velocity
+
+
+def slerp(a: Tensor, b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
+    r"""From a to b at equal angles, along the arc between them (Shoemake 1985), one arc for each sample.
+
+    .. math:: \frac{\sin((1 - w)\,\Omega)}{\sin\Omega}\, \frac{a}{\|a\|}
+              + \frac{\sin(w\,\Omega)}{\sin\Omega}\, \frac{b}{\|b\|}
+
+    times the length :math:`(1 - w)\|a\| + w\|b\|`. Noise of D dimensions lies close to a sphere of radius
+    :math:`\sqrt D`; the straight line between two such points leaves it, by a factor of 0.71 in the middle.
+
+    Args:
+        a, b: shape (B, ...), not zero and not opposite to each other.
+        weights: n numbers in [0, 1]; 0 is a and 1 is b, exactly.
+
+    Returns:
+        Shape (n, B, ...).
+
+    Raises:
+        ValueError: for a zero vector, which has no direction, and opposite ones, which have no one arc.
+
+    Example:
+        >>> slerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), [0.0, 0.5])
+        tensor([[[1.0000, 0.0000]],
+                [[0.7071, 0.7071]]])
+    """
+    _check_pair(a, b)
+    w = _weights(weights, a)
+    flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    length_a, length_b = flat_a.norm(dim=1), flat_b.norm(dim=1)
+    if bool((length_a == 0).any()) or bool((length_b == 0).any()):
+        raise ValueError("a, b: expected vectors with a direction; got one that is zero")
+    unit_a, unit_b = flat_a / length_a[:, None], flat_b / length_b[:, None]
+    # Exact also for small angles, which the arc cosine of the product is not (Kahan).
+    angle = 2 * torch.atan2((unit_a - unit_b).norm(dim=1), (unit_a + unit_b).norm(dim=1))
+    if bool((angle > math.pi - 1e-3).any()):
+        raise ValueError("a, b: expected vectors that are not opposite; between those no arc is the shortest")
+    length = (1 - w) * length_a + w * length_b  # (n, B)
+
+    def share(w: Tensor) -> Tensor:  # sin(w angle) / sin(angle), with its limit w where the two are parallel
+        return w * torch.sinc(w * angle / math.pi) / torch.sinc(angle / math.pi)
+
+    column = (*w.shape[:1], len(a), *[1] * (a.dim() - 1))
+    return (share(1 - w) * length / length_a).reshape(column) * a + (share(w) * length / length_b).reshape(column) * b
+
+
+def lerp(a: Tensor, b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
+    """From a to b along the straight line; arguments and shape as of :func:`slerp`, without its restrictions.
+
+    Example:
+        >>> lerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), [0.5])
+        tensor([[[0.5000, 0.5000]]])
+    """
+    _check_pair(a, b)
+    w = _weights(weights, a).reshape(-1, *[1] * a.dim())
+    return (1 - w) * a + w * b
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """What :func:`interpolate` returns."""
+
+    x: Tensor
+    """The way from a to b, shape (n, B, ...). Its ends are the reconstructions of a and b."""
+    latents: Tensor
+    """The latents it was made of, shape (n, B, ...)."""
+    nfe: int
+    """The number of model calls. Both ends are inverted in one batch, and the whole way is generated in another."""
+
+
+def interpolate(
+    velocity: Velocity,
+    a: Tensor,
+    b: Tensor,
+    n: int,
+    *,
+    y: Tensor | None = None,
+    spherical: bool = True,
+    **solver: Unpack[SolverOptions],
+) -> Interpolation:
+    """A way from one data point to another, through the latents.
+
+    Args:
+        velocity: ``v(x, t, y=None)``.
+        a, b: data, shape (B, ...); the k-th point of the one is led to the k-th of the other.
+        n: how many points each way has, its two ends included.
+        y: labels, shape (B,), one for each pair: both are inverted, and the way is generated, under it. Two classes
+            need None, the null label of a class-conditional model.
+        spherical: along the arc (:func:`slerp`); False takes the straight line.
+        solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields.
+
+    Example:
+        >>> way = interpolate(lambda x, t: torch.zeros_like(x), torch.ones(1, 2), 3 * torch.ones(1, 2), 3)
+        >>> way.x[:, 0, 0].round(decimals=4)
+        tensor([1., 2., 3.])
+    """
+    refuse(solver, ("save_at",), "interpolate returns the ends of its solves only")
+    chosen = as_solver(solver)
+    _check_pair(a, b)
+    validate.positive_int("n", n, at_least=2)
+    validate.boolean("spherical", spherical)
+    if y is not None:
+        validate.labels("y", y, len(a))
+    there = invert(velocity, torch.cat([a, b]), y=None if y is None else y.repeat(2), solver=chosen)
+    weights = torch.linspace(0, 1, n, dtype=torch.float64)
+    of_a, of_b = there.x.split(len(a))
+    latents = slerp(of_a, of_b, weights) if spherical else lerp(of_a, of_b, weights)
+    back = sample(velocity, latents.flatten(0, 1), y=None if y is None else y.repeat(n), solver=chosen)
+    return Interpolation(back.x.unflatten(0, latents.shape[:2]), latents, there.nfe + back.nfe)
+
+
+def _check_pair(a: Tensor, b: Tensor) -> None:
+    validate.float_tensor("a", a, min_dim=2, finite=True)
+    validate.float_tensor("b", b, min_dim=2, finite=True)
+    validate.same_shape("b", b, "a", a)
+    if b.dtype != a.dtype:
+        raise TypeError(f"b: expected the dtype of a, {a.dtype}; got {b.dtype}")
+
+
+def _weights(weights: Sequence[float] | Tensor, like: Tensor) -> Tensor:
+    """(n, 1), in the dtype of ``like``."""
+    w = torch.as_tensor(weights, dtype=like.dtype, device=like.device)
+    if w.dim() != 1 or not bool(((w >= 0) & (w <= 1)).all()):
+        raise ValueError(f"weights: expected a sequence of numbers in [0, 1]; got {weights}")
+    return w[:, None]

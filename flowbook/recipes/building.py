@@ -1,0 +1,177 @@
+"""The run of a recipe: its model, data, loss and preview, and what it will cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from flowbook import couplings, models
+from flowbook._core import validate
+from flowbook._core.shards import Shards
+from flowbook.cnf import Dequantized
+from flowbook.guidance import guided
+from flowbook.recipes.reading import Recipe, check
+from flowbook.recipes.tables import COUPLINGS, DATA, LOSSES, PARTS, Table
+from flowbook.solvers import Solver, sample
+from flowbook.training import Progress, TrainConfig, TrainResult, fit, load
+from flowbook.training.precision import Precision, choose_device
+
+
+def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress: Progress = None) -> TrainResult:
+    """Train what a recipe says; the same as calling :func:`~flowbook.training.fit` with the objects it names."""
+    check(recipe)
+    torch.manual_seed(recipe["train"].get("seed", 0))
+    model = build_model(recipe)
+    if "init" in recipe:
+        start_from(model, recipe["init"]["checkpoint"])
+    loss, source = build_loss(recipe), build_data(recipe)
+    classes = getattr(model, "num_classes", None)
+    if classes is not None and not _labelled(source):
+        raise ValueError(
+            f"data: {recipe['data']['name']} has no labels, but the model has num_classes = {classes}; expected "
+            "labelled data or a model without classes"
+        )
+    coupling = _named(recipe.get("coupling", {"name": "independent"}), COUPLINGS)
+    return fit(
+        model,
+        loss,
+        source,
+        TrainConfig(**recipe["train"]),
+        coupling=None if coupling == couplings.Independent() else coupling,
+        out=out,
+        resume=resume,
+        preview=build_preview(recipe, model),
+        recipe=recipe,
+        progress=progress,
+    )
+
+
+def announce(recipe: Recipe) -> str:
+    """What a run will cost: the network, how many samples it will see, and how large a batch fits into memory.
+
+    Of maximum likelihood, which keeps many evaluations, it says nothing about memory.
+
+    Example:
+        >>> from flowbook.recipes import read
+        >>> print(announce(read("digits")))  # doctest: +ELLIPSIS
+        UNet: 151,137 parameters, 6.95 MFLOP for each sample and evaluation; 2,000 steps of 64
+        memory: 0.01... GB or more for a step; at most ... samples fit into the ... GB of the CPU
+    """
+    check(recipe)
+    with torch.device("meta"):  # shapes without numbers
+        model = build_model(recipe)
+    config = TrainConfig(**recipe["train"])
+    steps = f"{config.steps:,} steps of {config.batch_size}"
+    if isinstance(model, models.Classifier):
+        return f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} parameters; {steps}"
+    cost = models.cost(model, torch.zeros(1, *sample_shape(model), device="meta"))
+    first = f"{type(model).__name__}: {cost}; {steps}"
+    return first if recipe["loss"]["name"] == "maximum_likelihood" else f"{first}\n{_memory(cost, config)}"
+
+
+def _memory(cost: models.Cost, config: TrainConfig) -> str:
+    device = choose_device(config)
+    if device.type == "cuda":
+        total, name = torch.cuda.get_device_properties(device).total_memory, torch.cuda.get_device_name(device)
+    else:
+        total, name = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "the CPU"
+    precision = str(Precision(config.precision, device))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    shards = processes if config.parallel == "fsdp" else 1
+    kept = dataclasses.replace(cost, parameters=-(-cost.parameters // shards))
+    need = kept.memory(-(-config.batch_size // (config.accumulate * processes)), precision)
+    return (
+        f"memory: {need / 1e9:.2g} GB or more for a step; at most {kept.fits(total, precision):,} samples fit into the "
+        f"{total / 1e9:.3g} GB of {name}"
+    )
+
+
+def sample_shape(model: Any) -> tuple[int, ...]:
+    """The shape of one sample of a network of this package.
+
+    Example:
+        >>> sample_shape(models.UNet(1, 8, width=8, multipliers=(1, 2)))
+        (1, 8, 8)
+    """
+    return (model.dim,) if isinstance(model, models.MLP) else (model.channels, model.size, model.size)
+
+
+def build_model(recipe: Recipe) -> nn.Module:
+    """The network of a recipe, with new parameters."""
+    section = dict(recipe["model"])
+    return models.build(section.pop("name"), **section)
+
+
+def start_from(model: nn.Module, checkpoint: str) -> None:
+    """Give a model the parameters of a checkpoint's moving average, or shipped ones."""
+    teacher = load(checkpoint)
+    if models.describe(teacher) != models.describe(model):
+        raise ValueError(
+            f"init.checkpoint: expected the parameters of {models.describe(model)}; {checkpoint} holds "
+            f"{models.describe(teacher) or type(teacher).__name__}"
+        )
+    model.load_state_dict(teacher.state_dict())
+
+
+def _labelled(source: Any) -> bool:
+    if isinstance(source, Shards):
+        return source.labels is not None
+    return isinstance(source, (tuple, Dataset)) or getattr(source, "y", None) is not None
+
+
+def build_data(recipe: Recipe) -> Any:
+    """The data of a recipe."""
+    section = dict(recipe["data"])
+    levels = section.pop("levels", None)
+    source = _named(section, DATA)
+    return source if levels is None else Dequantized(source, levels)
+
+
+def build_loss(recipe: Recipe) -> Any:
+    """The loss of a recipe."""
+    section = dict(recipe["loss"])
+    for part in PARTS.keys() & section.keys():
+        section[part] = _named(section[part], PARTS[part])
+    if "solver" in section:
+        section["solver"] = Solver.parse(section["solver"])
+    return _named(section, LOSSES)
+
+
+def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Tensor] | None:
+    """Ten samples for each label (or 50 without labels), always from the same noise."""
+    if "preview" not in recipe:
+        return None
+    options = {"solver": "midpoint:steps=20", "guidance": 1.0, **recipe["preview"]}
+    validate.number("preview.guidance", options["guidance"], -math.inf, math.inf)
+    solver = Solver.parse(options["solver"])
+    if not hasattr(model, "size"):
+        raise ValueError(f"preview: expected a model of images; got {recipe['model']['name']}")
+    classes: int | None = getattr(model, "num_classes", None)
+    shape = sample_shape(model)
+
+    def preview(velocity: nn.Module) -> Tensor:
+        like = next(velocity.parameters())
+        count = 50 if classes is None else 10 * classes
+        noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(like)
+        y = None if classes is None else torch.arange(count, device=like.device) // 10
+        field = velocity
+        if classes is not None and options["guidance"] != 1.0:
+            field = guided(velocity, options["guidance"], classes)
+        return sample(field, noise, y=y, solver=solver).x
+
+    return preview
+
+
+def _named(section: dict[str, Any], table: Table) -> Any:
+    arguments = dict(section)
+    name = arguments.pop("name", None)
+    validate.one_of("name", name, tuple(table))
+    return table[name](**arguments)

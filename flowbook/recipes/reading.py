@@ -1,0 +1,152 @@
+"""Recipes as text: read, changed, checked."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowbook._core import validate
+from flowbook.recipes.tables import COUPLINGS, DATA, LOSSES, MODELS, PARTS
+from flowbook.solvers import SolverOptions
+from flowbook.training import TrainConfig
+
+Recipe = dict[str, Any]
+SECTIONS = ("model", "init", "data", "loss", "coupling", "train", "preview")
+
+
+def names() -> list[str]:
+    """The recipes that come with the package.
+
+    Example:
+        >>> "mnist" in names()
+        True
+    """
+    folder = resources.files("flowbook") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read(recipe: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """A recipe by its name in the package or by the path of a YAML file.
+
+    Args:
+        recipe: ``"mnist"`` or ``"my/recipe.yaml"``.
+        overrides: ``"section.key=value"``; values are read as YAML.
+
+    Example:
+        >>> read("mnist", ["train.steps=10"])["train"]["steps"]
+        10
+    """
+    if str(recipe) in names():
+        text = (resources.files("flowbook") / "recipes" / f"{recipe}.yaml").read_text()
+    elif Path(recipe).is_file():
+        text = Path(recipe).read_text()
+    else:
+        raise FileNotFoundError(f"recipe: {recipe} is neither a file nor one of {', '.join(names())}")
+    content = _yaml(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"recipe: {recipe} holds no sections; expected {', '.join(SECTIONS)}")
+    return override(content, overrides or [])
+
+
+def override(recipe: Recipe, overrides: list[str]) -> Recipe:
+    """A recipe with some fields changed, each given as ``"section.key=value"``, and checked.
+
+    Example:
+        >>> override(read("mnist"), ["train.steps=10"])["train"]["steps"]
+        10
+    """
+    content = copy.deepcopy(recipe)
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        section, dot, field = key.partition(".")
+        if not (separator and dot):
+            raise ValueError(f"override: expected section.key=value; got {text!r}")
+        if not isinstance(content.setdefault(section, {}), dict):
+            raise ValueError(f"recipe: the section {section!r} holds no keys; got {content[section]!r}")
+        content[section][field] = _yaml(value)
+    check(content)
+    for section in ("model", "data", "loss", "coupling", "train"):
+        if section in content:
+            _whole_numbers(content[section], _target(section, content[section]))
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but ``1e-3`` is a number: as written in Python and everywhere else, without a dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe: expected YAML; {error}") from error
+
+
+def check(recipe: Recipe) -> None:
+    """Raise for sections, names and keys that are unknown or missing."""
+    for section, content in recipe.items():
+        validate.one_of("recipe section", section, SECTIONS)
+        if not isinstance(content, dict):
+            raise ValueError(f"recipe: the section {section!r} holds no keys; got {content!r}")
+    for section in ("model", "data", "loss", "train"):
+        if not isinstance(recipe.get(section), dict):
+            raise ValueError(f"recipe: the section {section!r} is missing or holds no keys")
+    validate.one_of("model.name", recipe["model"].get("name"), tuple(MODELS))
+    validate.one_of("data.name", recipe["data"].get("name"), tuple(DATA))
+    validate.one_of("loss.name", recipe["loss"].get("name"), tuple(LOSSES))
+    for section in ("model", "data", "loss", "train"):
+        _keys(section, recipe[section], _target(section, recipe[section]))
+    for part in PARTS.keys() & recipe["loss"].keys():
+        content, table = recipe["loss"][part], PARTS[part]
+        if not isinstance(content, dict):
+            raise ValueError(f"recipe: loss.{part} is a section, such as {{name: linear}}; got {content!r}")
+        validate.one_of(f"loss.{part}.name", content.get("name"), tuple(table))
+        _keys(f"loss.{part}", content, table[content["name"]])
+    if "coupling" in recipe:
+        validate.one_of("coupling.name", recipe["coupling"].get("name"), tuple(COUPLINGS))
+        _keys("coupling", recipe["coupling"], _target("coupling", recipe["coupling"]))
+    if "init" in recipe and list(recipe["init"]) != ["checkpoint"]:
+        raise ValueError(f"recipe: init has one key, checkpoint; got {', '.join(recipe['init']) or 'none'}")
+    for key in recipe.get("preview", {}):
+        validate.one_of("preview key", key, ("solver", "guidance"))
+
+
+def _keys(section: str, content: dict[str, Any], target: Callable[..., Any]) -> None:
+    parameters = inspect.signature(target).parameters
+    needed = [name for name, one in parameters.items() if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    if lacking := sorted(set(needed) - set(content)):
+        raise ValueError(f"recipe: {section} lacks {', '.join(lacking)}")
+    known = {name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):  # of a loss that solves
+        known |= set(SolverOptions.__annotations__)
+    known -= {"coupling"}  # of a loss; the recipe has a section for it, whose batches are coupled ahead
+    known |= set() if section == "train" else {"name"}
+    known |= {"levels"} if section == "data" else set()
+    if unknown := sorted(set(content) - known):
+        raise ValueError(f"recipe: {section} has no key {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+
+
+def _target(section: str, content: dict[str, Any]) -> Callable[..., Any]:
+    """The class or function whose arguments a section holds."""
+    tables = {"model": MODELS, "data": DATA, "loss": LOSSES, "coupling": COUPLINGS}
+    return tables[section][content["name"]] if section in tables else TrainConfig
+
+
+def _whole_numbers(content: dict[str, Any], target: Callable[..., Any]) -> None:
+    """1e3 is a float in YAML, but a fine number of steps."""
+    for name, parameter in inspect.signature(target).parameters.items():
+        value = content.get(name)
+        if parameter.annotation in ("int", "int | None") and isinstance(value, float) and value.is_integer():
+            content[name] = int(value)

@@ -1,0 +1,146 @@
+"""The method: rounds of Reflow, distillation to a few steps, and an encoder of one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Unpack
+
+from torch import Tensor, nn
+
+from flowbook._core import keyed, validate
+from flowbook.data import GenerationOptions, Source
+from flowbook.reflow.loss import Distance, Perceptual, Reflow, Times
+from flowbook.reflow.pairs import generate_pairs
+from flowbook.solvers import solve
+from flowbook.training import TrainConfig, fit
+from flowbook.velocity import Velocity
+
+
+def rectify(
+    velocity: Velocity,
+    source: Source | Sequence[int],
+    rounds: int,
+    config: TrainConfig | None = None,
+    *,
+    n: int = 10_000,
+    student: nn.Module | None = None,
+    y: Tensor | None = None,
+    loss: Reflow = Reflow(),  # noqa: B008 (frozen)
+    seed: int = 0,
+    out: str | Path | None = None,
+    **generation: Unpack[GenerationOptions],
+) -> list[nn.Module]:
+    """Reflow, some rounds of it: draw pairs from the last velocity, train a copy of it on them (Liu et al. 2023).
+
+    Args:
+        velocity: the flow to straighten; it is not changed.
+        source: where its noise comes from, as in :func:`~flowbook.reflow.generate_pairs`.
+        rounds: how often.
+        config: of the training of each round; None is ``TrainConfig()``.
+        n: pairs of a round, drawn with new noise each time. Too few pull every later flow to themselves.
+        student: what the first round trains a copy of, where that is not ``velocity``: behind guidance, say.
+        y: a label for each pair, shape (n,).
+        loss: with its options.
+        seed: of the pairs' noise; that of the training is in ``config``.
+        out: a folder, with ``round_1/pairs`` and ``round_1/run`` and so on, which a second call continues; None keeps
+            nothing.
+        generation: the solver and the rest of :func:`~flowbook.reflow.generate_pairs`: ``name`` says what
+            ``velocity`` is, where it is a function without weights; ``progress`` is that of the training too.
+
+    Returns:
+        The velocity after each round, with averaged weights.
+
+    Example:
+        >>> from flowbook import models
+        >>> from flowbook.training import TrainConfig
+        >>> first = models.MLP(2, hidden=16)
+        >>> flows = rectify(first, (2,), 2, TrainConfig(steps=5), n=100, method="euler", steps=4)
+        >>> len(flows), flows[0] is first
+        (2, False)
+    """
+    validate.positive_int("rounds", rounds)
+    progress = generation.get("progress")
+    validate.instance("loss", loss, Reflow, "Reflow()")
+    config = TrainConfig() if config is None else config
+    start = velocity if student is None else student
+    if not isinstance(start, nn.Module):
+        raise TypeError(
+            f"{'velocity' if student is None else 'student'}: expected a torch.nn.Module to train a copy of; got "
+            f"{validate.described(start)}"
+        )
+    flows: list[nn.Module] = []
+    with TemporaryDirectory() as nowhere:
+        for k in range(1, rounds + 1):
+            folder = Path(nowhere if out is None else out) / f"round_{k}"
+            pairs = generate_pairs(velocity, source, n, folder / "pairs", y=y, seed=keyed.mix(seed, k), **generation)
+            run = None if out is None else folder / "run"
+            velocity = start = fit(_trainable(start), loss, pairs, config, out=run, progress=progress).velocity
+            flows.append(start)
+            generation.pop("name", None)  # it was the first teacher's
+    return flows
+
+
+def distill(
+    velocity: nn.Module,
+    pairs: Any,
+    config: TrainConfig | None = None,
+    *,
+    steps: int = 1,
+    distance: Distance = "l2",
+    perceptual: Perceptual | None = None,
+    out: str | Path | None = None,
+    progress: bool | None = None,
+) -> nn.Module:
+    """A student that does in a few Euler steps what the teacher of the pairs did in many.
+
+    It learns at the times 0, 1/k, ... of its k steps alone, and is nothing between them. To sample from it is
+    ``sample(student, x0, method="euler", steps=k)``.
+
+    Args:
+        velocity: where the student starts, the teacher or a straightened flow; it is not changed.
+        pairs: a :class:`~flowbook.reflow.PairDataset`, :class:`~flowbook.reflow.OnlinePairs`, or tensors (x0, x1, y).
+        config: of the training; None is ``TrainConfig()``.
+        steps: k.
+        distance, perceptual: as in :func:`reflow_loss`; other distances than "l2" take one step.
+        out: a folder for checkpoints and log.
+        progress: as in ``fit``.
+
+    Returns:
+        The student, with averaged weights.
+
+    Example:
+        >>> from flowbook import models
+        >>> from flowbook.training import TrainConfig
+        >>> pairs = torch.zeros(100, 2), torch.ones(100, 2), None
+        >>> student = distill(models.MLP(2, hidden=16), pairs, TrainConfig(steps=5))
+        >>> student(torch.zeros(1, 2), torch.tensor(0.0)).shape
+        torch.Size([1, 2])
+    """
+    validate.instance("velocity", velocity, nn.Module, "MLP(2)")
+    validate.positive_int("steps", steps)
+    times: Times | int = "t0" if steps == 1 else steps
+    loss = Reflow(times=times, distance=distance, perceptual=perceptual, eps=0.0)  # the solver starts at 0
+    config = TrainConfig() if config is None else config
+    return fit(_trainable(velocity), loss, pairs, config, out=out, progress=progress).velocity
+
+
+def _trainable(velocity: nn.Module) -> nn.Module:
+    return copy.deepcopy(velocity).requires_grad_(True)
+
+
+def encode(velocity: Velocity, x1: Tensor, *, y: Tensor | None = None) -> Tensor:
+    """The noise of data in one evaluation, ``x1 - v(x1, 1)``: for a velocity trained with ``times="t1"``.
+
+    Args:
+        velocity: ``v(x, t, y=None)``.
+        x1: data, shape (B, ...).
+        y: labels, shape (B,).
+
+    Example:
+        >>> encode(lambda x, t: torch.ones_like(x), torch.zeros(1, 2))
+        tensor([[-1., -1.]])
+    """
+    return solve(velocity, x1, 1.0, 0.0, y=y, method="euler", steps=1).x

@@ -1,0 +1,141 @@
+"""What a run is known by: whether a call continues it, or would be another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from flowbook import models
+from flowbook._core.digest import digest
+from flowbook.analytic import GaussianMixture
+from flowbook.couplings import Coupling
+from flowbook.data import is_tensors, unpack
+from flowbook.training import checkpoint
+from flowbook.training.checkpoint import Checkpoint
+from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
+from flowbook.training.ema import EMA
+from flowbook.training.loss import CompleteLoss
+
+Ingredients = dict[str, str | None]
+VALUES = "SHA-256 of the data"
+
+
+def ingredients(loss: CompleteLoss, coupling: Coupling | None, data: Any) -> Ingredients:
+    """Loss, coupling and data in a few words each, to be stored with a run."""
+    content = data.tensors if isinstance(data, TensorDataset) else data
+    known = is_tensors(content) or isinstance(content, GaussianMixture)
+    values = digest(content)[:16] if known else None
+    return {"loss": _of(loss.loss), "coupling": _of(coupling), "data": _of_data(data), VALUES: values}
+
+
+def restore(folder: Path | None, resume: bool, identity: Identity, model: nn.Module, ema: EMA) -> Checkpoint | None:
+    """The newest checkpoint of the run, if there is one, with its parameters loaded."""
+    paths = [] if folder is None else checkpoint.available(folder / "checkpoints")
+    if not paths:
+        return None
+    if not resume:
+        raise ValueError(f"out: {folder} already holds a run; choose another folder, or resume=True to continue it")
+    stored = checkpoint.read(paths[-1])
+    if differing := differences(stored, identity):
+        raise ValueError(f"out: {folder} holds a run with other settings ({'; '.join(differing)}); choose another")
+    if differing := differences_of_network(stored, model, identity.loss):
+        raise ValueError(f"out: {folder} holds a run of another network ({'; '.join(differing)}); choose another")
+    try:
+        model.load_state_dict(stored.weights)
+        ema.model.load_state_dict(stored.ema)
+    except RuntimeError as error:
+        raise ValueError(f"out: the checkpoint {paths[-1]} is of another model: {error}") from error
+    ema.images = stored.step * ema.batch_size
+    return stored
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What decides the parameters of a run, beside the network."""
+
+    config: TrainConfig
+    recipe: dict[str, Any] | None
+    ingredients: Ingredients
+    loss: CompleteLoss
+
+
+def differences(stored: Checkpoint, identity: Identity) -> list[str]:
+    """What a run and its continuation do not agree on, of all that decides the parameters."""
+    config, recipe, ingredients = identity.config, identity.recipe, identity.ingredients
+    ignored = set(NOT_PART_OF_THE_RESULT)
+    if config.schedule == "constant":
+        ignored.add("steps")
+    now = {name: value for name, value in config.as_dict().items() if name not in ignored}
+    was = {name: stored.config.get(name) for name in now}
+    told, compared = stored.ingredients or {}, ["loss", "coupling", "data", VALUES]
+    if recipe is not None and stored.recipe is not None:
+        now, was = now | _flat(recipe), was | _flat(stored.recipe)
+        compared = ["data", VALUES]  # a recipe says where they are, and there may be others by now
+    both = [name for name in compared if ingredients[name] is not None and told.get(name) is not None]
+    now, was = now | {name: ingredients[name] for name in both}, was | {name: told[name] for name in both}
+    return [
+        f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in (now | was) if was.get(name) != now.get(name)
+    ]
+
+
+def differences_of_network(stored: Checkpoint, model: nn.Module, loss: CompleteLoss) -> list[str]:
+    """The same of what the parameters mean: they may fit a network that computes something else."""
+    was, now = stored.model, models.describe(model)
+    found = []
+    if was is not None and now is not None:
+        told = {"model": was["name"], **{f"model.{name}": value for name, value in was["arguments"].items()}}
+        given = {"model": now["name"], **{f"model.{name}": value for name, value in now["arguments"].items()}}
+        given = json.loads(json.dumps(given))  # as it is stored
+        found = [
+            f"{name} was {told[name]!r}, is {given[name]!r}"
+            for name in told
+            if told[name] != given.get(name, told[name])
+        ]
+    described = json.loads(json.dumps(loss.describe()))  # as it is stored
+    if stored.loss is not None and stored.loss != described:
+        found.append(f"loss was {_shortened(stored.loss)}, is {_shortened(described)}")
+    return found
+
+
+def _shortened(described: dict[str, Any] | None) -> str:
+    """A described loss in one line: of long lists their length and last entry."""
+    if described is None:
+        return "one without a description"
+    parts = [
+        f"{len(value)} {name} from {value[0]:.3g} to {value[-1]:.3g}"
+        if isinstance(value, list)
+        else f"{name}={value!r}"
+        for name, value in described["arguments"].items()
+    ]
+    return f"{described['class'].rpartition('.')[2]}({', '.join(parts)})"
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """``{"section.key": value}`` of a recipe, without the sections that are compared elsewhere or decide nothing."""
+    sections = {"coupling": {"name": "independent"}, **recipe}
+    return {
+        f"{section}.{key}" if key else section: value
+        for section, content in sections.items()
+        if section not in ("train", "preview")
+        for key, value in (content.items() if isinstance(content, dict) else [("", content)])
+    }
+
+
+def _of(part: Any) -> str | None:
+    """A loss or coupling in a word, the same one in every process; None where there is none."""
+    if part is None or dataclasses.is_dataclass(part):
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
+    return None
+
+
+def _of_data(data: Any) -> str:
+    if is_tensors(data):
+        return " and ".join(f"{tuple(part.shape)}" for part in unpack(data) if part is not None)
+    name = getattr(data, "name", None)
+    return type(data).__name__ + (f" {name}" if isinstance(name, str) else "")

@@ -1,0 +1,72 @@
+"""A trial before the first step: a network that cannot be sampled afterwards would be trained for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowbook._core import validate
+from flowbook.data import Batch, map_batch, unpack
+from flowbook.training.precision import Precision
+from flowbook.velocity import call, evaluating
+
+ROWS = 2
+Preview = Callable[[nn.Module], Tensor]
+
+
+def try_out(velocity: nn.Module, batch: Batch, precision: Precision, preview: Preview | None) -> None:
+    """Call the velocity as a solver will, and the preview, on the first rows of a batch; nothing is changed.
+
+    A loss gives each sample its own time, a solver one time to all: ``t[:, None]`` in a network does for the one only.
+
+    Raises:
+        ValueError, TypeError: naming what does not fit.
+    """
+    _, x1, y = unpack(map_batch(lambda part: part[:ROWS], batch))
+    t = torch.tensor(0.5, dtype=torch.promote_types(x1.dtype, torch.float32), device=x1.device)
+    with evaluating(velocity), torch.no_grad():
+        with precision.autocast():
+            v = _called_with_one_time(velocity, x1, t, y)
+        validate.same_shape("velocity(x, t, y)", v, "x", x1)
+        if preview is not None:
+            validate.float_tensor("preview(velocity)", _tried(preview, velocity), min_dim=4)
+
+
+def _called_with_one_time(velocity: nn.Module, x1: Tensor, t: Tensor, y: Any) -> Tensor:
+    try:
+        return call(velocity, x1, t, y)
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        call(velocity, x1, t.expand(len(x1)), y)  # what fails here as well has another reason, and says so itself
+        raise ValueError(
+            f"velocity: it takes a time for each sample, and fails with one for all, a 0-d tensor, as solvers call it: "
+            f"{error}. Expected a network that takes t of shape () as well as (B,); t = t.expand(len(x)) makes the one "
+            "of the other"
+        ) from error
+
+
+def _tried(preview: Preview, velocity: nn.Module) -> Tensor:
+    """What the preview returns: at no cost from a velocity that stands still, or else from the real one."""
+    try:
+        return preview(_Still(velocity))
+    except Exception:
+        return preview(velocity)
+
+
+class _Still(nn.Module):
+    """Looks like a velocity, and is 0 everywhere."""
+
+    def __init__(self, velocity: nn.Module):
+        super().__init__()
+        self.velocity = velocity
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._modules["velocity"], name)
+
+    def forward(self, x: Tensor, *rest: Any) -> Tensor:
+        return torch.zeros_like(x)
