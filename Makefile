@@ -6,9 +6,16 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 # Tests of pages, notebooks and the pinned environment: they are not about the package.
-OF_THE_BOOK := $(addprefix tests/test_,pages.py colab.py docs.py exercises.py environment.py notebooks_static.py)
+# Each of these takes a few seconds.
+FAST := tests/core tests/paths tests/metrics tests/data/test_data.py tests/models/test_models.py \
+	tests/test_analytic.py tests/test_couplings.py tests/test_flow_matching.py tests/test_import.py tests/test_layout.py \
+	tests/book/test_notebooks_static.py tests/book/test_docs.py
+OF_THE_BOOK := $(wildcard tests/book/*.py) tests/test_environment.py tests/test_benchmarks.py
 MATHJAX := 3.2.2
 MATHJAX_FILE := .cache/extra/mathjax/tex-svg-full.js
+HTML := _build/html/index.html
+# Whatever a page shows: text, notebooks, the package's docstrings and its sources.
+SHOWN := _config.yml $(shell find book flowbook benchmarks -type f -not -path '*/__pycache__/*' -not -path '*/_build/*' 2>/dev/null)
 LOCK := uv pip compile --universal --python-version 3.11 --extra book --extra test --no-annotate --no-header \
 	--no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
@@ -17,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book pages test test-faults test-oldest notebooks lint clean home lock venv
+.PHONY: help book pages page test test-faults test-oldest check notebooks lint clean home lock venv
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
@@ -26,19 +33,29 @@ book: $(STAMP)  ## render the book; warnings are errors
 	@$(MAKE) --no-print-directory pages
 	@echo "The book is at $(CURDIR)/_build/html/index.html"
 
-# The tests call this one, with the Python that runs them.
-pages: $(MATHJAX_FILE)
+# The tests call this one, with the Python that runs them. Built once, until something that it shows has changed.
+pages: $(HTML)
+
+$(HTML): $(MATHJAX_FILE) $(SHOWN)
 	$(RUN) -c "from jupyter_book.cli.main import main; main()" build --all --quiet -n -W --keep-going --path-output . --config _config.yml book
+	@touch $@
 
 test: $(STAMP)  ## run every test and replay every notebook
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests flowbook -n 2 --dist loadfile
-	$(RUN) -m pytest book
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests flowbook book -n 2 --dist loadfile --no-loadscope-reorder
 
-test-faults: $(STAMP)  ## end trainings in many ways and see that nothing is lost
-	$(RUN) -m pytest tests/test_faults.py -m "faults or not faults"
+check: lint  ## lint, types and the fast tests: what to run before each commit
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(FAST) -n 2 --dist loadfile -q
+
+test-faults: $(STAMP)  ## end trainings in many ways, train in several processes, and see that nothing is lost
+	$(RUN) -m pytest tests -m faults
 
 test-oldest: $(OLDEST)/.installed  ## the package's tests with the oldest versions that it allows
 	$(OLDEST)/bin/python -m pytest flowbook $(filter-out $(OF_THE_BOOK),$(wildcard tests/test_*.py))
+
+page: $(STAMP)  ## run one chapter again and render it: make page CHAPTER=04
+	$(RUN) scripts/notebooks.py $(wildcard book/$(CHAPTER)*.ipynb)
+	@$(MAKE) --no-print-directory pages
+	@echo "The pages are at $(addprefix $(CURDIR)/_build/html/,$(notdir $(patsubst %.ipynb,%.html,$(wildcard book/$(CHAPTER)*.ipynb))))"
 
 notebooks: $(STAMP)  ## run the notebooks again and store what they print; NOTEBOOKS="book/03*.ipynb" for some
 	$(RUN) scripts/notebooks.py $(or $(NOTEBOOKS),book/*.ipynb)

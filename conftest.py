@@ -74,7 +74,31 @@ def _names_of_examples(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace["torch"] = torch
 
 
+# What takes a worker longest, first: a long file that is begun last keeps the other worker waiting. The notebooks are
+# sixty to a hundred seconds each, then come these; the order of the rest does not matter.
+LONG = [
+    "tests/book/test_pages.py",
+    "flowbook/models/compiled.py",
+    "tests/solvers",
+    "tests/cnf",
+    "tests/test_divergence.py",
+    "tests/book/test_colab.py",
+    "tests/reflow",
+    "tests/training",
+    "tests/diffusion",
+    "tests/test_devices.py",
+]
+
+
+def length(item: pytest.Item) -> int:
+    """A rank that is small for long files."""
+    if item.nodeid.startswith("book/"):
+        return -1
+    return next((rank for rank, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=length)
     for item in items:
         if type(item).__name__ == "IPyNbCell":
             _compare_with_tolerance(item)

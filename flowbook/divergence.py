@@ -169,25 +169,21 @@ def jacobian_terms(
     once = noise is not None and len(noise) == 1 and mode == "reverse" and not create_graph and not compiling
     attention = contextlib.nullcontext() if once else sdpa_kernel(SDPBackend.MATH)
     with torch.set_grad_enabled(create_graph or mode == "reverse"), attention:
-        v, traces, norms = _terms(velocity, x, t, y, noise, create_graph, mode, squares)
+        products = (_backward if mode == "reverse" else _forward)(velocity, x, t, y, create_graph)
+        v, traces, norms, found = _sum_up(products, x, noise, mode, squares)
+    if not found:
+        _check_constant(velocity, v, x, t, y)
     return (v, traces, norms) if create_graph else (v.detach(), traces.detach(), norms.detach())
 
 
-def _terms(
-    velocity: Velocity,
-    x: Tensor,
-    t: Tensor | float,
-    y: Tensor | None,
-    noise: Tensor | None,
-    create_graph: bool,
-    mode: str,
-    squares: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _sum_up(
+    multiply: Multiply, x: Tensor, noise: Tensor | None, mode: Mode, squares: bool
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Velocity, traces and squared norms from the products, and whether any product was found to differ from 0."""
     # Apart from its caller, since Dynamo on Python 3.13 takes no loop inside two contexts.
     batch, dim = len(x), x.shape[1:].numel()
     traces = norms = x.new_zeros(1 if noise is None else len(noise), batch)
     found = False
-    multiply = (_backward if mode == "reverse" else _forward)(velocity, x, t, y, create_graph)
     for start, vectors in _basis(x, mode) if noise is None else [(0, noise)]:
         v, products = multiply(vectors, noise is not None or start + len(vectors) == dim)
         if products is None:
@@ -201,9 +197,7 @@ def _terms(
             traces = torch.linalg.vecdot(products, noise.reshape(products.shape))
         if squares:
             norms = norms + products.square().sum((0, 2) if noise is None else 2)
-    if not found:
-        _check_constant(velocity, v, x, t, y)
-    return v, traces, norms
+    return v, traces, norms, found
 
 
 def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -38,7 +38,7 @@ import torch
 from flowbook.book import plotting
 
 torch.manual_seed(0)
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 plotting.set_style()
 """
 

@@ -121,14 +121,18 @@ class Browser:
                 raise TimeoutError(f"not true after {seconds} s: {expression}")
             time.sleep(0.05)
 
-    def open(self, page: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Open a file at a window size and colour scheme, and wait until its formulas are set."""
-        self.events.clear()
+    def view(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Another window size and colour scheme, for the page that is open too."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
+
+    def open(self, page: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Open a file at a window size and colour scheme, and wait until its formulas are set."""
+        self.events.clear()
+        self.view(width=width, height=height, dark=dark)
         self.call("Page.navigate", url=page.resolve().as_uri())
         self.wait_for(f"document.readyState === 'complete' && location.pathname.endsWith({json.dumps(page.name)})")
         if self.evaluate("document.querySelector('.math') !== null"):

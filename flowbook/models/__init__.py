@@ -1,10 +1,10 @@
 """The networks, and weights that were trained with the recipes of this package."""
 
 from flowbook.models.autocast import Autocast
-from flowbook.models.build import CLASSES, build, describe
+from flowbook.models.building import CLASSES, build, describe
 from flowbook.models.classifier import Classifier, CrossEntropy, features_and_labels
 from flowbook.models.compiled import Compiled
-from flowbook.models.cost import Cost, cost
+from flowbook.models.counting import Cost, cost
 from flowbook.models.dit import DiT
 from flowbook.models.mlp import MLP
 from flowbook.models.pretrained import (

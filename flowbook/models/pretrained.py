@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowbook._core import validate
-from flowbook.models.build import build, describe
+from flowbook.models.building import build, describe
 from flowbook.models.classifier import Classifier
 
 PRETRAINED = ("digits", "mnist", "mnist_dequantized", "mnist_one_step")

@@ -110,16 +110,9 @@ class UNet(nn.Module):
     ):
         super().__init__()
         self.arguments: dict[str, Any] = {
-            "channels": channels,
-            "size": size,
-            "width": width,
-            "multipliers": multipliers,
-            "blocks": blocks,
-            "patch": patch,
-            "attention": attention,
-            "num_classes": num_classes,
-            "dropout": dropout,
-        }
+            "channels": channels, "size": size, "width": width, "multipliers": multipliers, "blocks": blocks,
+            "patch": patch, "attention": attention, "num_classes": num_classes, "dropout": dropout,
+        }  # fmt: skip
         resolutions = _resolutions(**self.arguments)
         self.arguments |= {"multipliers": list(multipliers), "attention": list(attention)}
         self.channels, self.size, self.patch = channels, size, patch

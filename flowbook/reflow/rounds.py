@@ -19,19 +19,24 @@ from flowbook.training import TrainConfig, fit
 from flowbook.velocity import Velocity
 
 
+class RoundOptions(GenerationOptions, total=False):
+    """The pairs of a round of Reflow: what :func:`~flowbook.reflow.generate_pairs` takes."""
+
+    n: int
+    y: Tensor | None
+    seed: int
+
+
 def rectify(
     velocity: Velocity,
     source: Source | Sequence[int],
     rounds: int,
     config: TrainConfig | None = None,
     *,
-    n: int = 10_000,
     student: nn.Module | None = None,
-    y: Tensor | None = None,
     loss: Reflow = Reflow(),  # noqa: B008 (frozen)
-    seed: int = 0,
     out: str | Path | None = None,
-    **generation: Unpack[GenerationOptions],
+    **pairs: Unpack[RoundOptions],
 ) -> list[nn.Module]:
     """Reflow, some rounds of it: draw pairs from the last velocity, train a copy of it on them (Liu et al. 2023).
 
@@ -40,15 +45,14 @@ def rectify(
         source: where its noise comes from, as in :func:`~flowbook.reflow.generate_pairs`.
         rounds: how often.
         config: of the training of each round; None is ``TrainConfig()``.
-        n: pairs of a round, drawn with new noise each time. Too few pull every later flow to themselves.
         student: what the first round trains a copy of, where that is not ``velocity``: behind guidance, say.
-        y: a label for each pair, shape (n,).
         loss: with its options.
-        seed: of the pairs' noise; that of the training is in ``config``.
         out: a folder, with ``round_1/pairs`` and ``round_1/run`` and so on, which a second call continues; None keeps
             nothing.
-        generation: the solver and the rest of :func:`~flowbook.reflow.generate_pairs`: ``name`` says what
-            ``velocity`` is, where it is a function without weights; ``progress`` is that of the training too.
+        pairs: those of a round, as in :func:`~flowbook.reflow.generate_pairs`: their number ``n`` (10,000; too few pull
+            every later flow to themselves), a label ``y`` for each, the ``seed`` of their noise (each round draws new
+            noise; that of the training is in ``config``), a solver, ``name``, which says what ``velocity`` is where it
+            is a function without weights, and ``progress``, which is that of the training too.
 
     Returns:
         The velocity after each round, with averaged weights.
@@ -62,7 +66,8 @@ def rectify(
         (2, False)
     """
     validate.positive_int("rounds", rounds)
-    progress = generation.get("progress")
+    progress, seed = pairs.get("progress"), pairs.pop("seed", 0)
+    n = pairs.pop("n", 10_000)
     validate.instance("loss", loss, Reflow, "Reflow()")
     config = TrainConfig() if config is None else config
     start = velocity if student is None else student
@@ -75,11 +80,11 @@ def rectify(
     with TemporaryDirectory() as nowhere:
         for k in range(1, rounds + 1):
             folder = Path(nowhere if out is None else out) / f"round_{k}"
-            pairs = generate_pairs(velocity, source, n, folder / "pairs", y=y, seed=keyed.mix(seed, k), **generation)
+            drawn = generate_pairs(velocity, source, n, folder / "pairs", seed=keyed.mix(seed, k), **pairs)
             run = None if out is None else folder / "run"
-            velocity = start = fit(_trainable(start), loss, pairs, config, out=run, progress=progress).velocity
+            velocity = start = fit(_trainable(start), loss, drawn, config, out=run, progress=progress).velocity
             flows.append(start)
-            generation.pop("name", None)  # it was the first teacher's
+            pairs.pop("name", None)  # it was the first teacher's
     return flows
 
 

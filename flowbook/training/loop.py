@@ -29,6 +29,7 @@ from flowbook.training import batches, identity, sharding
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.arguments import Arguments, Callback, Progress
 from flowbook.training.config import TrainConfig
+from flowbook.training.context import RunContext
 from flowbook.training.ema import EMA
 from flowbook.training.finite import check_losses, check_parameters
 from flowbook.training.log import Display, RunLog
@@ -38,7 +39,7 @@ from flowbook.training.optimizer import learning_rate, make_optimizer
 from flowbook.training.precision import Precision
 from flowbook.training.preemption import Listener
 from flowbook.training.processes import Processes
-from flowbook.training.step import StepContext, train_step
+from flowbook.training.step import train_step
 from flowbook.training.trial import try_out
 from flowbook.training.validation import validation_loss
 from flowbook.velocity import evaluating
@@ -186,6 +187,9 @@ class Run:
         self.trained: Any = self.live if self.sharded else self.processes.wrap(self.live)
         if config.compile and not self.sharded:
             self.trained = torch.compile(self.trained)  # around DDP: it cuts the graph where gradients are sent
+        # Shards: a sum of gradients that waits for the last part would be whole on each device.
+        alone = self.processes.count == 1 or self.sharded
+        self.no_sync: Any = contextlib.nullcontext if alone else self.trained.no_sync
         self.last = config.steps if self.arguments.stop_after is None else min(self.arguments.stop_after, config.steps)
         if self.first >= self.last and self.processes.main:
             warnings.warn(
@@ -224,10 +228,11 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         _seed_process(keyed.mix(self.config.seed, 3, self.step, self.processes.rank), self.device)
+        context = RunContext(self.precision, self.config, self.share, self.step, self.no_sync)
         try:
             return train_step(
                 self.trained, batch, self.loss, self.optimizer, self.ema, accumulate=self.config.accumulate,
-                gradient_clip=self.config.gradient_clip, context=RunContext(self),
+                gradient_clip=self.config.gradient_clip, context=context,
             )  # fmt: skip
         except torch.OutOfMemoryError as error:
             said = str(error).split(". ")[0]  # the error itself holds what fills the memory
@@ -355,25 +360,6 @@ class Run:
             self.model.to(self.device).train()
         losses = self.losses[: max(0, self.step - self.first)].cpu()
         return TrainResult(self.averaged(), self.model, max(self.step, self.first), losses, seconds, self.written)
-
-
-class RunContext(StepContext):
-    """What surrounds a micro-batch of a run: its precision, its random numbers, and gradients that are sent once."""
-
-    def __init__(self, run: Run):
-        self.precision, self.accumulate, self.first_row = run.precision, run.config.accumulate, run.share.start
-        self.seed, self.step = keyed.mix(run.config.seed, 2), run.step
-        self.rows = (run.share.stop - run.share.start) // run.config.accumulate
-        # Shards: a sum of gradients that waits for the last part would be whole on each device.
-        self.no_sync = contextlib.nullcontext if run.processes.count == 1 or run.sharded else run.trained.no_sync
-
-    def passes(self, part: int) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if part == self.accumulate - 1 else self.no_sync()
-
-    @contextlib.contextmanager
-    def forward(self, part: int) -> Iterator[None]:
-        with keyed.keyed(self.seed, self.step, self.first_row + part * self.rows), self.precision.autocast():
-            yield
 
 
 @contextlib.contextmanager

@@ -52,6 +52,19 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
+    """An environment of the test's own."""
+    return environment(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def installed(address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """An environment in which the setup cell has installed the package, and what it printed."""
+    folder = tmp_path_factory.mktemp("installed")
+    python = environment(folder)
+    return python, run([setup_cell(UNSET), REPORT], python, folder / "empty", address)
+
+
+def environment(tmp_path: Path) -> Path:
     """The Python of an environment that has everything but flowbook."""
     folder = tmp_path / "environment"
     venv.create(folder, with_pip=False)
@@ -73,7 +86,7 @@ def run(sources: list[str], python: Path, folder: Path, home: str | None) -> lis
     """Execute code cells with this Python in an empty folder; what each cell prints."""
     folder.mkdir()
     specs = folder.parent / "kernels"
-    (specs / "colab").mkdir(parents=True)
+    (specs / "colab").mkdir(parents=True, exist_ok=True)
     command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     # pip's own way to say "no build isolation" in the environment is a 0.
     settings = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PYTHONPATH": ""}
@@ -110,17 +123,20 @@ def assert_report(report: str, python: Path) -> None:
     assert installed_in(python) == ["flowbook"], "something that was there has been installed again"
 
 
-def test_the_setup_cell_installs_what_is_missing_and_nothing_else(outside: Path, address: str, tmp_path: Path) -> None:
-    printed = run([setup_cell(UNSET), REPORT], outside, tmp_path / "empty", address)
+def test_the_setup_cell_installs_what_is_missing_and_nothing_else(installed: tuple[Path, list[str]]) -> None:
+    python, printed = installed
     assert printed[0] == ""
-    assert_report(printed[1], outside)
+    assert_report(printed[1], python)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_starts_from_its_file_alone(path: Path, outside: Path, address: str, tmp_path: Path) -> None:
-    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    printed = run([cells[0], imports(path), REPORT], outside, tmp_path / "empty", address)
-    assert_report(printed[-1], outside)
+def test_every_notebook_starts_from_its_file_alone(installed: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """One kernel for all of them: each notebook's setup cell, and all that it imports. An error shows the cell."""
+    sources = []
+    for path in NOTEBOOKS:
+        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        sources += [cells[0], f"# {path.name}\n{imports(path)}"]
+    printed = run([*sources, REPORT], installed[0], tmp_path / "empty", None)
+    assert_report(printed[-1], installed[0])
 
 
 def test_without_an_address_nothing_is_installed(outside: Path, tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""What surrounds the micro-batches of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flowbook._core import keyed
+from flowbook.training.config import TrainConfig
+from flowbook.training.precision import Precision
+from flowbook.training.step import StepContext
+
+
+class RunContext(StepContext):
+    """The precision of a run, random numbers that belong to the sample, and gradients that are exchanged once.
+
+    Args:
+        precision: of the forward pass.
+        config: seed and number of micro-batches.
+        share: the rows of the global batch that are this process's.
+        step: the number of the step, from 0.
+        no_sync: a context in which gradients are not yet exchanged.
+    """
+
+    def __init__(self, precision: Precision, config: TrainConfig, share: slice, step: int, no_sync: Callable[[], Any]):
+        self.precision, self.accumulate, self.no_sync = precision, config.accumulate, no_sync
+        self.seed, self.step, self.first_row = keyed.mix(config.seed, 2), step, share.start
+        self.rows = (share.stop - share.start) // config.accumulate
+
+    def passes(self, part: int) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if part == self.accumulate - 1 else self.no_sync()
+
+    @contextlib.contextmanager
+    def forward(self, part: int) -> Iterator[None]:
+        with keyed.keyed(self.seed, self.step, self.first_row + part * self.rows), self.precision.autocast():
+            yield
