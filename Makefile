@@ -47,7 +47,7 @@ check: lint  ## lint, types and the fast tests: what to run before each commit
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(FAST) -n 2 --dist loadfile -q
 
 test-faults: $(STAMP)  ## end trainings in many ways, train in several processes, and see that nothing is lost
-	$(RUN) -m pytest tests -m faults
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m faults -n 2 --dist load
 
 test-oldest: $(OLDEST)/.installed  ## the package's tests with the oldest versions that it allows
 	$(OLDEST)/bin/python -m pytest flowbook $(filter-out $(OF_THE_BOOK),$(wildcard tests/test_*.py))

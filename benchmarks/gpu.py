@@ -33,10 +33,9 @@ import measure
 import torch
 from torch import nn
 
-from flowbook import models
-from flowbook.solvers import sample
-from flowbook import recipes
+from flowbook import models, recipes
 from flowbook.recipes import speed
+from flowbook.solvers import sample
 
 SMALL = [
     "model.width=32", "model.blocks=1", "model.multipliers=[1, 2]", "model.attention=[]", "train.batch_size=4",
@@ -62,7 +61,7 @@ def flowbook_training(steps: int, changes: list[str]) -> dict[str, dict[str, Any
         found[f"flowbook, {name}"] = {
             "images_per_second": result.images_per_second, "utilisation": result.utilisation,
             "matrix_rate": result.matrix_rate, "parts_s": result.parts, "memory_gib": result.memory / 2**30,
-            "weights": result.cost.weights, "batch": result.batch_size,
+            "parameters": result.cost.parameters, "batch": result.batch_size,
         }  # fmt: skip
     return found
 

@@ -21,8 +21,7 @@ import measure
 import torch
 from torchvision.utils import make_grid, save_image
 
-from flowbook import data, metrics, models
-from flowbook import recipes
+from flowbook import data, metrics, models, recipes
 from flowbook.training import TrainConfig
 from flowbook.training.precision import choose_device
 
@@ -72,7 +71,7 @@ def main() -> None:
     if arguments.recipe == "mnist":
         judge, reference = models.load_classifier("mnist"), models.load_moments("mnist")["test"]
         counts = json.loads(models.pretrained.asset("mnist_floor.json").read_text())["class_counts_train"]
-        score = scores.score_velocity(trained.velocity, judge, reference, guidance=1.25, class_counts=counts)
+        score = metrics.score_velocity(trained.velocity, judge, reference, guidance=1.25, class_counts=counts)
         result["score"] = dataclasses.asdict(score)
         store()
     print(result)

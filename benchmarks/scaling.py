@@ -117,7 +117,7 @@ def main() -> None:
                 "gradients_s": measured["gradients_s"], "rate_flops": 1 / slope,
                 "measured_bytes": measured["bytes"],
                 # The average and the weights are there before the first step.
-                "predicted_bytes": cost.memory(batch // n) - 8 * cost.weights,
+                "predicted_bytes": cost.memory(batch // n) - 8 * cost.parameters,
             }  # fmt: skip
             rows.append(row)
             print(row, flush=True)

@@ -1,6 +1,6 @@
 """flowbook: diffusion, continuous normalizing flows, flow matching, Reflow and inversion with one velocity.
 
-The names that one types most are here, each loaded when it is first used; the rest is in the modules.
+The most frequently used names are here, each imported on first use; everything else is in the modules.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ class GaussianMixture:
     Args:
         means: (K, D).
         stds: (K,) or one number for all, positive.
-        weights: (K,), positive; they are normalised. Equal when None.
+        weights: (K,), positive; they are normalized. Equal when None.
 
-    Parameters are kept in float64 and used in the dtype of what they meet. Labels ``y`` (B,), where a method takes
-    them, are components: the quantity given that the data came from component y.
+    Parameters are kept in float64 and cast to the dtype of the argument. Labels ``y`` (B,), where a method takes them,
+    are component indices: the result is conditioned on the data coming from component y.
 
     Example:
         >>> mixture = GaussianMixture([[0.0, 0.0]], [1.0], [1.0])
@@ -112,7 +112,7 @@ class GaussianMixture:
     def velocity(self, x: Tensor, t: Tensor | float, path: Path, y: Tensor | None = None) -> Tensor:
         r"""The marginal velocity :math:`E[\dot\alpha x_1 + \dot\sigma x_0 \mid x_t = x]`, shape (B, D).
 
-        Finite for all t in [0, 1], also on VPPath at t = 1: sigma enters only as sigma * sigma_dot.
+        Finite for all t in [0, 1], including VPPath at t = 1: sigma_dot enters only as sigma * sigma_dot.
         """
         alpha, alpha_dot = _column(path.alpha, t, x), _column(path.alpha_dot, t, x)
         gain = alpha * alpha_dot * self.stds.to(x) ** 2 + _column(path.sigma_sigma_dot, t, x)
@@ -120,7 +120,7 @@ class GaussianMixture:
         return self._posterior_average(x, t, path, y, lambda pulled: drift + gain[..., None] * pulled)
 
     def as_velocity(self, path: Path) -> Callable[..., Tensor]:
-        """The marginal velocity as ``v(x, t, y=None)``, ready for every function that takes a velocity.
+        """The marginal velocity as ``v(x, t, y=None)``, for every function that takes a velocity.
 
         Example:
             >>> from flowbook.paths import LinearPath
@@ -138,7 +138,7 @@ class GaussianMixture:
     def _posterior_average(
         self, x: Tensor, t: Tensor | float, path: Path, y: Tensor | None, value: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """The average over components, given x, of a value that is linear in (x - mean) / variance, (B, K, D)."""
+        """The posterior average over components of a value that is linear in (x - mean) / variance, (B, K, D)."""
         means, variances, log_weights = self._marginal(x, t, path, y)
         posterior = torch.softmax(_log_components(x, means, variances) + log_weights, dim=1)
         return (posterior[..., None] * value((x[:, None] - means) / variances[..., None])).sum(1)
@@ -169,7 +169,7 @@ def two_gaussians(distance: float = 4.0, std: float = 1.0) -> GaussianMixture:
 
 
 def eight_gaussians(radius: float = 5.0, std: float = math.sqrt(0.1)) -> GaussianMixture:
-    """Eight equal Gaussians on a circle (by default radius and variance of torchcfm's tutorial)."""
+    """Eight equal Gaussians on a circle (the default radius and variance are from torchcfm's tutorial)."""
     validate.number("radius", radius, -math.inf, math.inf)
     validate.number("std", std, 0, math.inf, low_open=True)
     angles = [2 * math.pi * k / 8 for k in range(8)]
@@ -177,7 +177,7 @@ def eight_gaussians(radius: float = 5.0, std: float = math.sqrt(0.1)) -> Gaussia
 
 
 def _column(function: Callable[[Tensor], Tensor], t: Tensor | float, x: Tensor) -> Tensor:
-    """A coefficient of the path at t with the shape (1, 1) or (B, 1)."""
+    """A coefficient of the path at t, shape (1, 1) or (B, 1)."""
     value = function(torch.as_tensor(t, dtype=x.dtype, device=x.device))
     return value.reshape(-1, 1)
 

@@ -1,4 +1,4 @@
-"""Couplings: which noise sample is led to which data sample.
+"""Couplings: which noise sample is paired with which data sample.
 
 A coupling is a callable ``coupling(x0, x1, y=None) -> (x0, x1, y)`` on a batch. Data and labels keep their order; only
 the noise is permuted, so every target and every source is used exactly once.
@@ -27,7 +27,7 @@ SINKHORN_ITERATIONS = 2000
 
 @dataclass(frozen=True)
 class Independent:
-    """Leave the batch as it was drawn: noise and data know nothing of each other.
+    """Leave the batch as it was drawn: noise and data are independent.
 
     Example:
         >>> x0, x1 = torch.zeros(2, 1), torch.ones(2, 1)
@@ -42,19 +42,19 @@ class Independent:
 
 @dataclass(frozen=True)
 class OptimalTransport:
-    r"""Pair noise with data so that the batch travels the least: minibatch optimal transport.
+    r"""Pair noise with data at the least total squared distance: minibatch optimal transport.
 
-    The permutation that minimises :math:`\sum_n \|x_1^{(n)} - x_0^{(\pi(n))}\|^2` (Pooladian et al. 2023; Tong et al.
+    The permutation that minimizes :math:`\sum_n \|x_1^{(n)} - x_0^{(\pi(n))}\|^2` (Pooladian et al. 2023; Tong et al.
     2024). A permutation rather than draws from the plan: drawing with replacement would lose a third of the targets
     of every batch.
 
     Args:
         method: "exact" solves the assignment problem (SciPy, on the CPU, O(B^3)). "sinkhorn" computes the entropic
             plan in the log domain, on the device of the batch, and rounds it to a permutation.
-        reg: the entropy of "sinkhorn", in units of the mean squared distance of the batch, once the means lie on
-            each other, so that one value serves every dimension and scale.
-        label_aware: pair only within each label. Otherwise the noise that meets label y is no longer distributed
-            like the source: a conditional model would be trained from the wrong start (Cheng and Schwing 2025).
+        reg: the entropic regularization of "sinkhorn", in units of the mean squared distance of the batch after
+            centering noise and data, so that one value suits every dimension and scale.
+        label_aware: pair only within each label. Otherwise the noise paired with label y no longer follows the
+            source distribution: a conditional model would be trained on the wrong source (Cheng and Schwing 2025).
 
     Example:
         >>> x0, x1 = torch.tensor([[0.0], [1.0]]), torch.tensor([[11.0], [10.0]])
@@ -103,11 +103,11 @@ class OptimalTransport:
 
 
 def _sinkhorn_log_plan(cost: Tensor, reg: float) -> Tensor:
-    """The logarithm of the entropic plan between uniform weights (Cuturi 2013), by log-domain iterations.
+    """The logarithm of the entropic plan between uniform marginals (Cuturi 2013), by log-domain iterations.
 
     Args:
         cost: (B, B).
-        reg: the entropy, in units of the mean cost.
+        reg: the entropic regularization, in units of the mean cost.
     """
     n = len(cost)
     kernel = -cost / (reg * cost.mean().clamp_min(torch.finfo(cost.dtype).tiny))
@@ -130,7 +130,7 @@ def _sinkhorn_log_plan(cost: Tensor, reg: float) -> Tensor:
 
 
 def _round_to_permutation(log_plan: Tensor) -> Tensor:
-    """One column for each row: rows and columns that prefer each other are paired, round after round."""
+    """One column for each row: in each round, rows and columns that prefer each other are paired."""
     n = len(log_plan)
     index = torch.arange(n, device=log_plan.device)
     chosen = torch.full((n,), -1, device=log_plan.device)
@@ -147,7 +147,7 @@ def _round_to_permutation(log_plan: Tensor) -> Tensor:
 def couple_ahead(batches: Iterable[Coupled], coupling: Coupling) -> Iterator[Coupled]:
     """Couple the next batch in a background thread while the caller works on the current one.
 
-    The batches are drawn in the caller's thread and in their order, so seeds mean what they meant before.
+    The batches are drawn in the caller's thread and in order, so a seed gives the same batches as without the thread.
 
     Args:
         batches: an iterable of (x0, x1, y).
@@ -161,7 +161,7 @@ def couple_ahead(batches: Iterable[Coupled], coupling: Coupling) -> Iterator[Cou
         >>> len(list(couple_ahead(batches, OptimalTransport())))
         3
     """
-    # A new thread would take as many of torch's threads as the machine has cores, and they would wait spinning.
+    # By default a new thread starts as many torch threads as there are cores, and these would busy-wait.
     with ThreadPoolExecutor(
         max_workers=1, thread_name_prefix="coupling", initializer=torch.set_num_threads,
         initargs=(torch.get_num_threads(),),

@@ -1,12 +1,13 @@
-r"""The divergence of a velocity: the trace of its Jacobian, exactly or by Hutchinson's estimate.
+r"""The divergence of a velocity: the trace of its Jacobian, exact or by the Hutchinson estimator.
 
 .. math:: \nabla\!\cdot v = \operatorname{tr} \frac{\partial v}{\partial x}
           = \sum_i e_i^\top \frac{\partial v}{\partial x}\, e_i
           = \mathbb{E}\big[\epsilon^\top \tfrac{\partial v}{\partial x}\, \epsilon\big],
           \qquad \mathbb{E}[\epsilon\epsilon^\top] = I
 
-Exactly it costs D derivative products, with D the number of dimensions; each probe of the estimate costs one. A product
-is taken from the left, by a backward pass (reverse mode), or from the right, beside the velocity itself (forward mode).
+The exact divergence costs D products with the Jacobian, where D is the number of dimensions; the Hutchinson estimator
+costs one for each probe. A product is a VJP (vector-Jacobian product), computed by a backward pass (reverse mode), or a
+JVP (Jacobian-vector product), computed along with the velocity itself (forward mode).
 """
 
 from __future__ import annotations
@@ -31,15 +32,14 @@ TRACES: tuple[Trace, ...] = get_args(Trace)
 LOOP_UP_TO = 8
 """Up to this many dimensions a plain loop of backward passes beats a batched one."""
 CHUNK_ELEMENTS = {"points": 2**20, "images": 2**16}
-"""Elements of the derivative products that are computed at once; this bounds the memory of the exact trace, and keeps
-it in a CPU's cache. Networks of images hold many numbers for each of x, so their chunks are smaller."""
+"""Elements of the Jacobian products that are computed at once; this bounds the memory of the exact trace and keeps it
+in a CPU's cache. Image networks hold many activations for each element of x, so their chunks are smaller."""
 CHUNK_ROWS = 4096
-"""Rows of points that are computed at once, whose networks are wider than x."""
-# Several products of the derivative of a group norm cannot be differentiated at once with torch 2.6 or 2.8; with 2.15
-# they can.
+"""Rows of points that are computed at once; networks on points are wider than x."""
+# Batched VJPs of a group norm cannot be differentiated in torch 2.6 or 2.8; in 2.15 they can.
 OLD_NORMS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 GPU_CHUNKS = 64
-"""A GPU computes this many such chunks at once, to be busy."""
+"""A GPU computes this many such chunks at once, to stay busy."""
 
 
 def divergence(
@@ -62,26 +62,26 @@ def divergence(
         x: the state, shape (B, ...).
         t: time in [0, 1], a scalar or shape (B,).
         y: labels, shape (B,), passed on to the velocity.
-        method: "exact", D derivative products in chunks of bounded memory; or "hutchinson", one for each probe.
-        noise: the probes of "hutchinson", shape (P, B, ...): see :func:`rademacher`. Draw them once for a whole solve;
-            fresh ones at every call make the field random, and an adaptive solver will not get through it.
+        method: "exact", D Jacobian products in chunks of bounded memory; or "hutchinson", one product for each probe.
+        noise: the probes of "hutchinson", shape (P, B, ...): see :func:`rademacher`. Draw them once for a whole solve:
+            fresh probes at every call make the field random, and an adaptive solver would stall.
         create_graph: keep the graph, to differentiate the result.
-        mode: "reverse" calls the velocity once and goes backward through it for each product; "forward" carries the
-            products along (``torch.func.jvp`` under ``vmap``) and calls the velocity once for each chunk of them.
-            ``torch.compile(fullgraph=True)`` takes both (that of torch 2.6 only "reverse"). On one CPU core reverse
-            mode is 1.4 to 1.8 times faster for multilayer perceptrons in 2 and 64 dimensions and 1.1 times for a U-Net
-            on 8 x 8 images; for the gradients of a divergence the two take the same time, and for the U-Net forward
-            mode is 1.7 times faster.
+        mode: "reverse" calls the velocity once and takes VJPs, one backward pass for each product; "forward" takes
+            JVPs (``torch.func.jvp`` under ``vmap``) and calls the velocity once for each chunk of them.
+            ``torch.compile(fullgraph=True)`` supports both (in torch 2.6 only "reverse"). On one CPU core reverse mode
+            is 1.4 to 1.8 times faster for multilayer perceptrons in 2 and 64 dimensions and 1.1 times for a U-Net on
+            8 x 8 images; for gradients of the divergence the two take the same time, except for the U-Net, where
+            forward mode is 1.7 times faster.
 
     Returns:
         v, shape (B, ...), and its divergence, shape (B,): with "hutchinson" the mean over the probes. Detached unless
         ``create_graph``.
 
     Raises:
-        ValueError: for an unknown method or mode, or noise that is missing, superfluous or of the wrong shape.
+        ValueError: for an unknown method or mode, or noise that is missing, unused or of the wrong shape.
         RuntimeError: in ``torch.inference_mode()``, and for a velocity whose values change with x while no gradient
-            leads back to x (``torch.no_grad()`` or ``detach`` inside it): its divergence would come out as 0. Forward
-            mode is right under ``torch.no_grad()``, and notices ``detach`` on the CPU only.
+            flows back to x (``torch.no_grad()`` or ``detach`` inside it): its divergence would come out as 0. Forward
+            mode is correct under ``torch.no_grad()``, and detects ``detach`` on the CPU only.
 
     Example:
         >>> v, div = divergence(lambda x, t: x * torch.tensor([1.0, 3.0]), torch.ones(1, 2), 0.5)
@@ -93,7 +93,7 @@ def divergence(
         v, estimates = hutchinson(velocity, x, t, y=y, noise=noise, create_graph=create_graph, mode=mode)
         return v, estimates[0] if len(estimates) == 1 else estimates.mean(0)
     if noise is not None:
-        raise ValueError("noise: the exact divergence takes none; use method='hutchinson'")
+        raise ValueError("noise: expected None with method='exact'; got probes, which are for method='hutchinson'")
     _check(x, t, y, mode)
     v, traces, _ = jacobian_terms(velocity, x, t, y, create_graph=create_graph, mode=mode)
     return v, traces[0]
@@ -111,7 +111,8 @@ def hutchinson(
 ) -> tuple[Tensor, Tensor]:
     """The velocity, and one estimate of its divergence for each probe, shape (P, B) (Hutchinson 1990).
 
-    Arguments and errors as in :func:`divergence`. The probes' spread over sqrt(P) is the standard error of their mean.
+    Arguments and errors as in :func:`divergence`. The standard deviation over the probes, divided by sqrt(P), is the
+    standard error of their mean.
 
     Example:
         >>> x = torch.ones(2, 3)
@@ -121,7 +122,7 @@ def hutchinson(
     """
     _check(x, t, y, mode)
     if noise is None:
-        raise ValueError("noise: hutchinson needs probes, for example rademacher(1, like=x), drawn once for a solve")
+        raise ValueError("noise: expected probes, drawn once per solve, such as rademacher(1, like=x); got None")
     validate.float_tensor("noise", noise)
     if noise.dtype != x.dtype:
         raise TypeError(f"noise: expected the dtype of x, {x.dtype}; got {noise.dtype}")
@@ -144,17 +145,16 @@ def jacobian_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The velocity, the trace of its Jacobian and, from the same products, the square of the Jacobian's Frobenius norm.
 
-    What a solver asks for at every evaluation: the arguments are those of :func:`divergence` and are not looked at
-    again.
+    A solver needs this at every evaluation, so the arguments are not validated again.
 
     Args:
         velocity, x, t, y, create_graph, mode: as in :func:`divergence`.
-        noise: probes, shape (P, B, ...); None takes all D products.
-        squares: also the squared norms; otherwise they are 0.
+        noise: probes, shape (P, B, ...); None computes all D products.
+        squares: also compute the squared norms; otherwise they are 0.
 
     Returns:
-        v, shape (B, ...); the traces and the squared norms, both of shape (1, B) from all products, and (P, B), an
-        estimate for each probe, from probes.
+        v, shape (B, ...); the traces and the squared norms, both of shape (1, B) if exact, or (P, B) with one estimate
+        for each probe.
 
     Example:
         >>> v, traces, norms = jacobian_terms(lambda x, t: 3 * x, torch.ones(1, 2), 0.5, squares=True)
@@ -164,8 +164,8 @@ def jacobian_terms(
     compiling = torch.compiler.is_compiling()
     if not compiling and torch.is_inference_mode_enabled():
         raise RuntimeError("divergence: torch.inference_mode() allows no derivatives; use torch.no_grad() instead")
-    # The fused attention kernels have one backward pass and nothing else: no forward mode, no second derivatives, no
-    # passes in batches. Plain matrix products have them all.
+    # The fused attention kernels support a single backward pass only: no forward mode, no second derivatives, no
+    # batched passes. The plain matrix-product kernel supports all of them.
     once = noise is not None and len(noise) == 1 and mode == "reverse" and not create_graph and not compiling
     attention = contextlib.nullcontext() if once else sdpa_kernel(SDPBackend.MATH)
     with torch.set_grad_enabled(create_graph or mode == "reverse"), attention:
@@ -180,7 +180,7 @@ def _sum_up(
     multiply: Multiply, x: Tensor, noise: Tensor | None, mode: Mode, squares: bool
 ) -> tuple[Tensor, Tensor, Tensor, bool]:
     """Velocity, traces and squared norms from the products, and whether any product was found to differ from 0."""
-    # Apart from its caller, since Dynamo on Python 3.13 takes no loop inside two contexts.
+    # Separate from its caller because Dynamo on Python 3.13 does not support a loop inside two context managers.
     batch, dim = len(x), x.shape[1:].numel()
     traces = norms = x.new_zeros(1 if noise is None else len(noise), batch)
     found = False
@@ -201,9 +201,9 @@ def _sum_up(
 
 
 def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Signs +1 and -1 with equal probability, shape (probes, \\*like.shape): Hutchinson's noise of least variance.
+    """Signs +1 and -1 with equal probability, shape (probes, \\*like.shape): the Hutchinson probes of least variance.
 
-    Without a generator they are drawn with :mod:`flowbook.keyed`: inside ``fit`` they belong to the sample.
+    Without a generator, inside ``fit``, each sample has its own probes, whichever process it is computed in.
 
     Example:
         >>> rademacher(2, like=torch.zeros(3, 4)).abs().sum()
@@ -220,13 +220,13 @@ def rademacher(probes: int, like: Tensor, generator: torch.Generator | None = No
 
 
 Multiply = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
-"""Vectors (P, B, ...), and whether they are the last ones, to the velocity (B, ...) and their products with its
-Jacobian, (P, B, ...)."""
+"""Maps vectors (P, B, ...), and whether they are the last ones, to the velocity (B, ...) and the vectors' products with
+its Jacobian, (P, B, ...)."""
 
 
 def _backward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None, create_graph: bool) -> Multiply:
-    """Products from the left, one backward pass each; None when no gradient leads from the velocity to x."""
-    if torch.compiler.is_compiling():  # which takes no autograd.grad
+    """VJPs, one backward pass each; None when no gradient flows from the velocity to x."""
+    if torch.compiler.is_compiling():  # Dynamo does not support autograd.grad
         value, pull = torch.func.vjp(lambda x: _evaluate(velocity, x, t, y), x if create_graph else x.detach())[:2]
         return lambda vectors, last: (value, torch.vmap(pull)(vectors)[0])
     x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
@@ -247,7 +247,7 @@ def _backward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None
 
 
 def _forward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None, create_graph: bool) -> Multiply:
-    """Products from the right, carried along with the velocity's own evaluation."""
+    """JVPs, computed along with the velocity's own evaluation."""
     x = x if create_graph else x.detach()
 
     def evaluate(x: Tensor) -> Tensor:
@@ -257,13 +257,13 @@ def _forward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None,
     def push(vector: Tensor) -> Any:
         return torch.func.jvp(evaluate, (x,), (vector,))
 
-    # The velocity does not depend on the vector, so vmap evaluates it once. Dropout would be the same for all products.
+    # The velocity does not depend on the vector, so vmap evaluates it once, with one dropout mask for all products.
     pushed = torch.vmap(push, out_dims=(None, 0), randomness="same")  # type: ignore[arg-type]
     return lambda vectors, last: pushed(vectors)
 
 
 class _ComposedNorms(TorchFunctionMode):
-    """Group and layer norm as sums and products: torch.compile cannot take the forward derivative of torch's own."""
+    """Group and layer norm as sums and products: torch.compile cannot compile the JVP of torch's own."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         ours = {F.group_norm: _group_norm, F.layer_norm: _layer_norm}
@@ -273,7 +273,7 @@ class _ComposedNorms(TorchFunctionMode):
 def _group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    h = _standardised(x.reshape(len(x), num_groups, -1), (2,), eps).reshape(x.shape)
+    h = _standardized(x.reshape(len(x), num_groups, -1), (2,), eps).reshape(x.shape)
     per_channel = (-1,) + (1,) * (x.dim() - 2)
     h = h if weight is None else h * weight.reshape(per_channel)
     return h if bias is None else h + bias.reshape(per_channel)
@@ -286,18 +286,18 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    h = _standardised(x, tuple(range(-len(normalized_shape), 0)), eps)
+    h = _standardized(x, tuple(range(-len(normalized_shape), 0)), eps)
     h = h if weight is None else h * weight
     return h if bias is None else h + bias
 
 
-def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    centred = x - x.mean(dims, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
+def _standardized(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    centered = x - x.mean(dims, keepdim=True)
+    return centered * torch.rsqrt(centered.square().mean(dims, keepdim=True) + eps)
 
 
 def _basis(x: Tensor, mode: str) -> Iterator[tuple[int, Tensor]]:
-    """The unit vectors in chunks (P, B, ...) of bounded size, each with the number of its first one."""
+    """The unit vectors in chunks (P, B, ...) of bounded size, each with the index of its first vector."""
     batch, dim = len(x), x.shape[1:].numel()
     elements = CHUNK_ELEMENTS["images" if x.dim() > 2 else "points"]
     rows = CHUNK_ROWS if x.dim() <= 2 else elements
@@ -313,10 +313,10 @@ def _basis(x: Tensor, mode: str) -> Iterator[tuple[int, Tensor]]:
 
 
 def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float, y: Tensor | None) -> None:
-    """No gradient leads from v to x: right for a velocity that is constant in x, wrong for one that is cut off."""
+    """No gradient flows from v to x: correct for a velocity that is constant in x, an error for a cut graph."""
     if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(v):
         return
-    with torch.enable_grad():  # the slopes that forward mode has found may be 0 by themselves
+    with torch.enable_grad():  # the JVPs of forward mode may be 0 without any cut
         z = x.detach().requires_grad_()
         again = call(velocity, z, t, y)
         if again.requires_grad and torch.autograd.grad(again.sum(), z, allow_unused=True)[0] is not None:
@@ -325,7 +325,7 @@ def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float,
         elsewhere = call(velocity, 1.1 * x + 0.37, t, y)
     if not torch.allclose(v, elsewhere, rtol=0, atol=0, equal_nan=True):
         raise RuntimeError(
-            "velocity: its value changes with x, but no gradient leads back to x, so its divergence would come out as "
+            "velocity: its value changes with x, but no gradient flows back to x, so its divergence would come out as "
             "0; expected a velocity without torch.no_grad(), detach() or item() inside"
         )
 

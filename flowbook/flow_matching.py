@@ -3,8 +3,8 @@ r"""Flow matching (chapter 3): learn a velocity by regression on the velocities 
 .. math:: L(v) = \mathbb{E}_{t,\, x_0,\, x_1} \big\| v(x_t, t) - \dot x_t \big\|^2,
           \qquad x_t = \alpha(t)\, x_1 + \sigma(t)\, x_0
 
-has the same gradient as the regression on the marginal velocity, which nobody can compute (Lipman et al. 2023,
-theorem 2). The code, and every number printed, averages the squared norm over the dimensions instead of summing it.
+has the same gradient as the regression on the marginal velocity, which is intractable (Lipman et al. 2023, theorem 2).
+The code, and every number printed, averages the squared norm over the dimensions instead of summing it.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def flow_matching_loss(
         x0: noise, shape (B, ...); drawn from N(0, I) when None.
         y: labels, shape (B,), or None. A class-conditional model reads None as its null label.
         path: how noise and data are mixed.
-        coupling: pairs the batch before anything else happens.
+        coupling: pairs the noise and data of the batch before anything else.
         t: times in [0, 1], a scalar or shape (B,); uniform when None.
         label_dropout: the probability with which a label is replaced by the null label, for classifier-free guidance
             (Ho and Salimans 2022).
-        null_label: the label that means "none"; by default the model's own ``null_label``.
+        null_label: the label that stands for "no condition"; by default the model's own ``null_label``.
 
     Returns:
         The loss, a scalar. Lipman et al. 2023, equation 14; with LinearPath(), Liu et al. 2023, equation 1.
 
     Raises:
-        ValueError, TypeError: for shapes, dtypes, times or labels that do not fit, naming the argument.
+        ValueError, TypeError: for invalid shapes, dtypes, times or labels; the message names the argument.
 
     Example:
         >>> x0, x1 = torch.zeros(4, 2), torch.ones(4, 2)
@@ -85,7 +85,7 @@ def _check_options(path: Path, coupling: Coupling, label_dropout: float) -> None
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """:func:`flow_matching_loss` with its options chosen, as the ``loss(velocity, batch)`` that ``fit`` asks for.
+    """:func:`flow_matching_loss` with its options chosen, as the ``loss(velocity, batch)`` that ``fit`` expects.
 
     A batch is x1, (x1, y) or (x0, x1, y).
 
@@ -102,7 +102,7 @@ class FlowMatching:
         _check_options(self.path, self.coupling, self.label_dropout)
 
     def check(self, network: nn.Module, data: Any) -> None:
-        """Labels of tensors must be the network's, without its null label."""
+        """Raise for labels of tensor data that are not classes of the network; the null label is not one."""
         check_labels(network, data)
 
     def __call__(self, velocity: Velocity, batch: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: labels that are dropped in training, and exaggerated in sampling."""
+"""Classifier-free guidance: labels are dropped at random in training, and their effect is amplified in sampling."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ class Guided(nn.Module):
 
     @property
     def model_calls(self) -> int:
-        """Twice those of the velocity inside."""
+        """Twice the calls of the inner velocity."""
         return 2 * model_calls(self.velocity)
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
         if y is None:
-            raise ValueError("y: a guided velocity needs the labels to guide to, shape (B,); got None")
+            raise ValueError("y: expected the labels to guide toward, shape (B,); got None")
         unconditional = self.velocity(x, t, torch.full_like(y, self.null_label))
         return unconditional + self.scale * (self.velocity(x, t, y) - unconditional)
 
 
 def guided(velocity: Velocity, scale: float, null_label: int | None = None) -> Guided:
-    r"""Classifier-free guidance: exaggerate what the label changes (Ho and Salimans 2022, equation 6).
+    r"""Classifier-free guidance: amplify the effect of the label (Ho and Salimans 2022, equation 6).
 
     .. math:: v_\text{guided}(x, t, y) = v(x, t, \varnothing) + s\, \big(v(x, t, y) - v(x, t, \varnothing)\big)
 
-    Scale 0 ignores the label, 1 is the plain conditional velocity, above 1 trades variety for typicality (their w is
-    our s - 1). The network runs twice, and ``nfe`` counts two.
+    Scale 0 ignores the label, 1 is the plain conditional velocity, and a scale above 1 trades diversity for fidelity
+    (their w is our s - 1). The network runs twice per call, and ``nfe`` counts both.
 
     Args:
         velocity: a class-conditional velocity trained with label dropout.
         scale: s above.
-        null_label: the label that means "none"; by default the model's own ``null_label``.
+        null_label: the label that stands for "no condition"; by default the model's own ``null_label``.
 
     Raises:
-        ValueError: when neither the call nor the model says which label means "none".
+        ValueError: when neither the call nor the model defines a null label.
 
     Example:
         >>> v = guided(lambda x, t, y=None: x * y[:, None], scale=3.0, null_label=0)
@@ -56,7 +56,7 @@ def guided(velocity: Velocity, scale: float, null_label: int | None = None) -> G
     if null_label is None:
         null_label = null_label_of(velocity)
     if null_label is None:
-        raise ValueError("null_label: guidance needs the label that means 'none', and the model does not name it")
+        raise ValueError("null_label: expected the null label for guidance, since the model defines none; got None")
     if not validate.is_integer(null_label):
         raise TypeError(f"null_label: expected an integer label; got {null_label!r}")
     return Guided(velocity, float(scale), int(null_label))
@@ -65,14 +65,16 @@ def guided(velocity: Velocity, scale: float, null_label: int | None = None) -> G
 def drop_labels(
     velocity: Velocity, x1: Tensor, y: Tensor | None, dropout: float, null_label: int | None = None
 ) -> Tensor:
-    """Replace each label by the null label with probability ``dropout``, so that one network learns both.
+    """Replace each label by the null label with probability ``dropout``.
+
+    One network then learns both the conditional and the unconditional velocity.
 
     Args:
-        velocity: the model, asked for its ``null_label`` where that is not given.
-        x1: the batch, of which length, dtype and device count.
+        velocity: the model, whose own ``null_label`` is the default.
+        x1: the batch; only its length, dtype and device are used.
         y: its labels, shape (B,).
         dropout: the probability (Ho and Salimans 2022, algorithm 1).
-        null_label: the label that means "none".
+        null_label: the label that stands for "no condition".
 
     Raises:
         ValueError: without labels, or without a null label.
@@ -82,25 +84,25 @@ def drop_labels(
         tensor([10, 10])
     """
     if y is None:
-        raise ValueError("y: label_dropout needs labels; got None")
+        raise ValueError("y: expected labels for label_dropout; got None")
     if null_label is None:
         null_label = null_label_of(velocity)
     if null_label is None:
-        raise ValueError("null_label: label_dropout needs the label that means 'none', and the model does not name it")
+        raise ValueError("null_label: expected one for label_dropout, since the model defines none; got None")
     return torch.where(keyed.rand(len(x1), like=x1) < dropout, null_label, y)
 
 
 def check_labels(network: Velocity, data: Any) -> None:
-    """Raise for labels of tensor data that a class-conditional network does not know, or that mean "none" to it.
+    """Raise for labels of tensor data that are out of range for a class-conditional network, or its null label.
 
-    Once for the whole data set: in every step, looking at the labels would cost more than the step's other checks.
-    Labels 1 to K would train without an error, K as the null label.
+    Called once for the whole data set: in every step, reading the labels would cost more than the step's other checks.
+    Without this check, labels 1 to K would train without an error, with K as the null label.
 
     Example:
         >>> from flowbook.models import MLP
-        >>> check_labels(MLP(2, num_classes=2), (torch.zeros(2, 2), torch.tensor([1, 2])))  # doctest: +ELLIPSIS
+        >>> check_labels(MLP(2, num_classes=2), (torch.zeros(2, 2), torch.tensor([1, 2])))
         Traceback (most recent call last):
-        ValueError: y: 2 is the model's null label, which means 'none'; expected labels without it, ... got 1 to 2
+        ValueError: y: expected labels counted from 0, without the model's null label 2; got 1 to 2
     """
     y = labels_of(data)
     null_label = null_label_of(network)
@@ -110,6 +112,5 @@ def check_labels(network: Velocity, data: Any) -> None:
     if validate.values_are_readable(y) and bool((y == null_label).any()):
         low, high = (int(v) for v in y.aminmax())
         raise ValueError(
-            f"y: {null_label} is the model's null label, which means 'none'; expected labels without it, counted from "
-            f"0; got {low} to {high}"
+            f"y: expected labels counted from 0, without the model's null label {null_label}; got {low} to {high}"
         )

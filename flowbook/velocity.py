@@ -12,7 +12,7 @@ class Velocity(Protocol):
     """Any callable ``v(x, t, y=None)`` that returns a tensor like ``x``: a network, a function, a lambda.
 
     ``x`` is the state, shape (B, ...), ``t`` the time in [0, 1], a scalar or shape (B,), and ``y`` the condition or
-    None. Without a condition the third argument is left out, so ``lambda x, t: -x`` is a velocity too.
+    None. Without a condition the third argument is omitted, so ``lambda x, t: -x`` is a velocity too.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
@@ -29,7 +29,7 @@ def call(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None) -> 
 
 
 def model_calls(velocity: Velocity) -> int:
-    """How often the underlying network runs in one call: 1, or what the velocity says in ``model_calls``.
+    """How many times the underlying network runs in one call: 1, or the velocity's own ``model_calls``.
 
     Example:
         >>> model_calls(lambda x, t: x)
@@ -39,7 +39,7 @@ def model_calls(velocity: Velocity) -> int:
 
 
 class evaluating:
-    """Put every module of the velocity in eval mode, and give each its own mode back afterwards.
+    """Put every module of the velocity in eval mode, and restore the mode of each afterwards.
 
     Example:
         >>> network = nn.Dropout()
@@ -77,10 +77,10 @@ def device_of(velocity: Velocity) -> torch.device:
 
 
 class Wrapper(nn.Module):
-    """A module around another model, whose cost of a call and null label it passes on.
+    """A module around another model that forwards the model's cost per call and its null label.
 
-    A subclass names the attribute that holds the model in ``_inner``, and says with ``_transparent`` that it changes
-    only how the model is computed.
+    A subclass names the attribute that holds the model in ``_inner``, and sets ``_transparent`` if it changes only how
+    the model is computed.
     """
 
     _inner = "velocity"
@@ -88,12 +88,12 @@ class Wrapper(nn.Module):
 
     @property
     def model_calls(self) -> int:
-        """How often the network inside runs in one call."""
+        """How many times the inner network runs in one call."""
         return model_calls(getattr(self, self._inner))
 
     @property
     def null_label(self) -> int | None:
-        """The label that means "none"; None if the model inside has none."""
+        """The null label of the inner model, or None if it has none."""
         return null_label_of(getattr(self, self._inner))
 
 
@@ -117,7 +117,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def null_label_of(velocity: Velocity) -> int | None:
-    """The label that means "none" in a class-conditional model, also behind torch's wrappers; None if unknown.
+    """The null label of a class-conditional model, also behind torch's wrappers; None if unknown.
 
     Example:
         >>> from flowbook.models import MLP

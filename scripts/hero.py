@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from flowbook import models
-from flowbook.book import plotting
 from flowbook.analytic import eight_gaussians
+from flowbook.book import plotting
 from flowbook.guidance import guided
 from flowbook.paths import LinearPath
 from flowbook.solvers import sample

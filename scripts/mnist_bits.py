@@ -14,9 +14,9 @@ import math
 from torch import Tensor
 
 from flowbook import data, models
-from flowbook.paths import retimed
-from flowbook.models import asset
 from flowbook.cnf import bits_of_images
+from flowbook.models import asset
+from flowbook.paths import retimed
 
 IMAGES, FEW, STEPS, LEVELS, POWER = 1000, 100, 20, 256, 3
 

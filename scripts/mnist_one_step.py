@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from flowbook import models
-from flowbook.models import asset
 from flowbook.metrics import score_velocity
+from flowbook.models import asset
 
 STEPS = (1, 2, 4, 8, 16)
 

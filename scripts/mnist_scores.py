@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flowbook import models
-from flowbook.models import asset
 from flowbook.metrics import score_velocity
+from flowbook.models import asset
 
 SCALES = (1.0, 1.1, 1.25, 1.5, 2.0)
 STEPS = (1, 2, 4, 8, 12)

@@ -238,7 +238,7 @@ def field(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         (lambda: flow_matching_loss(field, X, t=1.0, path=VPPath()), ValueError, "t: .*infinite"),
         (lambda: flow_matching_loss(field, X, y=Y.float()), TypeError, "y: .*float32"),
         (lambda: flow_matching_loss(field, X, y=Y[:1]), ValueError, r"y: .*\(4,\).*\(1,\)"),
-        (lambda: flow_matching_loss(field, X, label_dropout=0.1), ValueError, "y: label_dropout needs labels"),
+        (lambda: flow_matching_loss(field, X, label_dropout=0.1), ValueError, "y: expected labels for label_dropout"),
         (lambda: flow_matching_loss(field, X, y=Y, label_dropout=0.1), ValueError, "null_label: "),
         (lambda: flow_matching_loss(field, X, y=Y, label_dropout=1.5), ValueError, "label_dropout: .*1.5"),
         (lambda: flow_matching_loss(field, X, y=Y, label_dropout="1"), TypeError, "label_dropout"),
@@ -260,9 +260,9 @@ def field(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         (lambda: flow_matching_loss(field, X, path="linear"), TypeError, "path: .*got 'linear'"),
         (lambda: guided(field, "strong", 10), TypeError, "scale: .*'strong'"),
         (lambda: guided(field, NAN, 10), ValueError, "scale"),
-        (lambda: guided(field, 2.0), ValueError, "null_label: guidance needs the label"),
+        (lambda: guided(field, 2.0), ValueError, "null_label: expected the null label"),
         (lambda: guided(field, 2.0, 10.0), TypeError, "null_label: .*10.0"),
-        (lambda: guided(field, 2.0, 10)(X, 0.5), ValueError, "y: a guided velocity needs the labels"),
+        (lambda: guided(field, 2.0, 10)(X, 0.5), ValueError, "y: expected the labels to guide toward"),
     ],
 )
 def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:

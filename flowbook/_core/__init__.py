@@ -1,1 +1,1 @@
-"""What the package stands on and its readers need not see: checks, random numbers, digests, files, progress."""
+"""Internals: validation of arguments, random numbers, digests, files and progress bars."""

@@ -1,4 +1,4 @@
-"""The assignment problem, exactly, and faster than by the solver alone."""
+"""The exact assignment problem, faster than by SciPy's solver alone."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 ITERATIONS = 20
 FEW = 1000
-"""Up to this many points one round of Sinkhorn's iteration pays; beyond, a sequence of ever sharper ones."""
+"""Up to this many points one regularization of Sinkhorn's iteration pays; beyond, a decreasing sequence of them."""
 
 
 def assign(cost: Tensor) -> Tensor:
     """The column of each row in a permutation of least total cost, shape (n,).
 
-    SciPy's solver finds it with certainty. A constant taken from a row or a column changes the cost of every
-    permutation alike, so it is handed the cost less the potentials of Sinkhorn's iteration (Cuturi 2013): most rows
-    then find their column at the first look, which halves the time or better for points in the plane.
+    SciPy's solver is exact. Subtracting a constant from a row or a column changes the cost of every permutation by the
+    same amount, so the solver gets the cost minus the Sinkhorn potentials (Cuturi 2013): most rows then find their
+    column at once, which at least halves the time for points in the plane.
 
     Args:
         cost: float64, shape (n, n).
@@ -34,19 +34,19 @@ def assign(cost: Tensor) -> Tensor:
 
 
 def _potentials(cost: Tensor, regs: tuple[float, ...]) -> Tensor:
-    """One number for each column, shape (n,): rough ones do, so float32 and a few steps of plain arithmetic."""
+    """One potential for each column, shape (n,): rough ones suffice, so float32 and few iterations outside the log."""
     spread = float(cost.std(correction=0))
     potentials = cost.new_zeros(len(cost))
-    if spread == 0 or float(cost.sum()) > torch.finfo(torch.float32).max:  # the solver does without
+    if spread == 0 or float(cost.sum()) > torch.finfo(torch.float32).max:  # the solver needs none
         return potentials
     scaled = cost.float().sub_(float(cost.mean())).div_(spread)
-    kernel = torch.empty_like(scaled)  # the one large array that all steps write: new ones would cost as much again
+    kernel = torch.empty_like(scaled)  # one buffer for all steps: allocating new ones would double the cost
     for reg in regs:
         torch.sub((potentials / spread).float(), scaled, out=kernel)
         kernel.sub_(kernel.amax(1, keepdim=True)).div_(reg).exp_()
         b = torch.ones(len(cost))
         for _ in range(ITERATIONS):
             a = 1 / (kernel @ b).clamp_min(1e-30)
-            b = 1 / (a @ kernel).clamp_min(1e-30)  # all entries of a column that no row is near may underflow
+            b = 1 / (a @ kernel).clamp_min(1e-30)  # all entries of a column far from every row may underflow
         potentials = potentials + reg * spread * b.log()
     return potentials

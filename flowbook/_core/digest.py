@@ -1,4 +1,4 @@
-"""A word of 64 letters that changes with a model's weights and settings."""
+"""The SHA-256 hex digest of a model's parameters and settings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, fu
 
 
 def digest(value: Any) -> str:
-    """The SHA-256 of tensors, modules and plain values: of all weights, and of every setting that is no weight.
+    """The SHA-256 hex digest of tensors, modules and plain values: of all parameters, buffers and public attributes.
 
     Raises:
-        TypeError: for a function, alone or inside: what it computes cannot be told from its name.
+        TypeError: for a function, alone or nested: its name does not determine what it computes.
 
     Example:
         >>> layer = nn.Linear(1, 1)
@@ -41,7 +41,9 @@ def _add(sha: Any, value: Any) -> None:
     elif isinstance(value, (Tensor, np.ndarray)):
         array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else torch.from_numpy(value.copy())
         sha.update(f"{array.dtype} {tuple(array.shape)}".encode())
-        flat = array.reshape(-1) if array.numel() != 1 else array.reshape(())[None]  # one number may have any stride
+        flat = (
+            array.reshape(-1) if array.numel() != 1 else array.reshape(())[None]
+        )  # a single number may have any stride
         sha.update(flat.view(torch.uint8).numpy())
     elif isinstance(value, (list, tuple)):
         for part in value:
@@ -57,7 +59,7 @@ def _add(sha: Any, value: Any) -> None:
     elif dataclasses.is_dataclass(value) or (hasattr(value, "__dict__") and not isinstance(value, FUNCTIONS)):
         _add(sha, _settings(value))
     else:
-        raise TypeError(f"{kind.__name__} has no weights or settings to be known by")
+        raise TypeError(f"{kind.__name__} has no parameters or settings that identify it")
 
 
 def _settings(value: Any) -> dict[str, Any]:

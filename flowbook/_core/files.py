@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def flush(path: Path) -> None:
-    """Bring a file's bytes, or a folder's names, to the disk: only then may a rename stand for "complete"."""
+    """Flush a file's bytes, or a folder's entries, to disk: only then may a rename mark the file as complete."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -16,7 +16,7 @@ def flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file under a temporary name and rename it when it is on the disk."""
+    """Write a small file under a temporary name and rename it once it is on disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     flush(temporary)

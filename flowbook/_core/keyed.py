@@ -1,9 +1,9 @@
 """Random numbers that belong to a sample, not to a process.
 
 Inside :func:`keyed`, :func:`randn_like` and :func:`rand` draw the numbers of global samples ``first, first + 1, ...``
-of one training step: they depend on the seed, the step and the sample's place in the global batch alone. One process or
-eight, one large batch or four accumulated ones, each sample meets the same noise and the same time. Outside, the two
-functions are ``torch.randn`` and ``torch.rand`` on torch's own generator.
+of one training step: they depend only on the seed, the step and the sample's position in the global batch. With one
+process or eight, one large batch or four micro-batches, each sample gets the same noise and the same time. Outside, the
+two functions are ``torch.randn`` and ``torch.rand`` on torch's own generator.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _current: _Key | None = None
 
 @contextmanager
 def keyed(seed: int, step: int, first: int) -> Iterator[None]:
-    """Key the draws inside to ``seed``, ``step`` and the global index ``first`` of the batch's first sample.
+    """Key the draws inside the block to ``seed``, ``step`` and the global index ``first`` of the batch's first sample.
 
     Example:
         >>> with keyed(seed=0, step=3, first=0):
@@ -74,10 +74,10 @@ def rand(n: int, like: Tensor) -> Tensor:
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers (the finaliser of splitmix64; Steele et al. 2014).
+    """One 63-bit seed from several numbers (the finalizer of splitmix64; Steele et al. 2014).
 
-    Torch's generator on a CPU reads the lower 32 bits of a seed. Of n blocks of random numbers that are drawn there,
-    about n^2 / 2^33 pairs are therefore alike: one pair in the first 90,000.
+    Torch's CPU generator uses only the lower 32 bits of a seed. Of n blocks of random numbers that are drawn there,
+    about n^2 / 2^33 pairs are therefore equal: one pair in the first 90,000.
 
     Example:
         >>> mix(0, 1) != mix(1, 0)

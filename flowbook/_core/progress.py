@@ -1,4 +1,4 @@
-"""The progress bar, shown where a person watches: in a terminal, unless asked for elsewhere."""
+"""The progress bar: by default it is shown in a terminal only."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 T = TypeVar("T")
 
 PATIENCE = 3.0
-"""Seconds after which a solve shows that it is alive."""
+"""Seconds after which a solve shows its progress."""
 
 
 def bar(show: bool | None = None, **options: Any) -> Any:
-    """tqdm's bar for the terminal or the notebook, without its advice to install ipywidgets.
+    """tqdm's bar for the terminal or the notebook, without its warning that ipywidgets is missing.
 
     Args:
         show: None shows it in a terminal only.
-        options: tqdm's.
+        options: passed on to tqdm.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="IProgress not found")
@@ -29,12 +29,12 @@ def bar(show: bool | None = None, **options: Any) -> Any:
 
 
 def watched() -> bool:
-    """Whether a person is likely to see what is written to stderr."""
+    """Whether stderr is a terminal, so that someone is likely to read it."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def patiently(steps: Sequence[T], unit: str = "step") -> Iterable[T]:
-    """The same steps, with a bar where a person watches and they take longer than a few seconds."""
+    """The same steps, with a progress bar in a terminal if they take longer than a few seconds."""
     if torch.compiler.is_compiling() or not watched():
         return steps
     shown: Iterable[T] = bar(iterable=steps, unit=unit, delay=PATIENCE, leave=False)

@@ -1,10 +1,10 @@
-"""A folder of generated rows on the disk: shards that are complete or absent, and a manifest that says what made them.
+"""A folder of generated rows on disk: shards that are complete or absent, and a manifest of how they were made.
 
-manifest.json           the settings that decide every number, and a digest of the weights
+manifest.json           the settings that determine every number, and a digest of the model
 shard_000000/           rows 0 to shard_size - 1
-    x0.npy, x1.npy      shape (rows, ...), opened without being read; the names are those of the kind
+    x0.npy, x1.npy      shape (rows, ...), memory-mapped; the names depend on the kind of folder
     y.npy               labels, where there are any
-    shard.json          the model calls that a row took
+    shard.json          the number of model calls for each row
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ import flowbook
 from flowbook._core import validate
 from flowbook._core.files import flush, write_text
 
-NOTES = ("torch", "flowbook")  # of the manifest: for readers, never compared
+NOTES = ("torch", "flowbook")  # entries of the manifest for information only, never compared
 PATIENCE = 600.0
 """Seconds that a process waits for another one to write something."""
 
 
 @dataclass(frozen=True)
 class ShardFolder(ABC):
-    """What all kinds of folders share; a kind says which arrays its shards hold."""
+    """The base class of folders of shards; a subclass defines the arrays of a shard."""
 
     path: Path
     settings: dict[str, Any]
@@ -49,7 +49,7 @@ class ShardFolder(ABC):
 
     @classmethod
     def claim(cls, path: Path, settings: dict[str, Any]) -> Self:
-        """Make the folder these settings', or refuse it if it is others'."""
+        """Create the folder for these settings, or raise if it was made with other settings."""
         settings = {"kind": cls.kind} | settings
         if path.exists() and not path.is_dir():
             raise ValueError(f"out: expected a folder; {path} is a file")
@@ -57,7 +57,7 @@ class ShardFolder(ABC):
         manifest = path / "manifest.json"
         if not manifest.exists():
             others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".manifest.json.")]
-            if others and not manifest.exists():  # another process may have been here in between; it writes this first
+            if others and not manifest.exists():  # another process may just have made the folder; it writes this first
                 raise ValueError(f"out: expected an empty folder, or one of {cls.kind}; {path} holds {others[0]}")
             notes = {"torch": torch.__version__, "flowbook": flowbook.__version__}
             write_text(manifest, json.dumps(settings | notes, indent=2) + "\n")
@@ -65,14 +65,16 @@ class ShardFolder(ABC):
         names = [name for name in was | settings if name not in NOTES and was.get(name) != settings.get(name)]
         if names:
             differing = "; ".join(f"{name} was {was.get(name)!r}, is {settings.get(name)!r}" for name in names)
-            raise ValueError(f"out: {path} holds {cls.kind} made with other settings ({differing}); choose another")
+            raise ValueError(
+                f"out: {path} holds {cls.kind} made with other settings ({differing}); choose another folder"
+            )
         return cls(path, settings)
 
     @classmethod
     def read(cls, path: Path) -> Self:
         manifest = path / "manifest.json"
         if not manifest.is_file():
-            raise FileNotFoundError(f"folder: {path} holds no {cls.kind}: there is no manifest.json; see {cls.maker}")
+            raise FileNotFoundError(f"folder: {path} holds no {cls.kind}: it has no manifest.json; see {cls.maker}")
         try:
             settings = json.loads(manifest.read_text())
             for name in ("n", "shard_size"):
@@ -80,7 +82,7 @@ class ShardFolder(ABC):
             folder = cls(path, settings)
             folder.arrays(0)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"folder: {manifest} is damaged or of another program: {error!r}") from error
+            raise ValueError(f"folder: {manifest} is damaged or was written by another program: {error!r}") from error
         if (kind := settings.get("kind", "rows of an earlier version of flowbook")) != cls.kind:
             raise ValueError(f"folder: expected {cls.kind} in {path}; it holds {kind}")
         return folder
@@ -98,7 +100,7 @@ class ShardFolder(ABC):
         return range(k * size, min(self.settings["n"], (k + 1) * size))
 
     def missing(self) -> list[int]:
-        with os.scandir(self.path) as entries:  # one look at the folder: it may be on a network
+        with os.scandir(self.path) as entries:  # one scan of the folder, which may be on a network file system
             there = {entry.name for entry in entries if entry.is_dir()}
         return [k for k in range(self.shards) if self.shard(k).name not in there]
 
@@ -108,16 +110,16 @@ class ShardFolder(ABC):
 
     @abstractmethod
     def kept(self, x0: Tensor, x1: Tensor, y: Tensor | None) -> dict[str, Tensor | None]:
-        """What of a batch goes into each array."""
+        """The part of a batch that goes into each array."""
 
     def label_array(self, rows: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
         return {} if self.settings["labels"] is None else {"y": (np.dtype(np.int64), (rows,))}
 
     @contextlib.contextmanager
     def writing(self, k: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """The arrays of a shard, to be filled, and a dict of notes; it is there once the block has ended well."""
+        """The arrays of a shard to fill, and a dict of notes; the shard appears once the block ends without error."""
         final = self.shard(k)
-        for leftover in self.path.glob(f".{final.name}.*"):  # of an attempt that was killed
+        for leftover in self.path.glob(f".{final.name}.*"):  # of a killed process
             shutil.rmtree(leftover)
         temporary = self.path / f".{final.name}.{os.getpid()}"
         temporary.mkdir()
@@ -141,7 +143,7 @@ class ShardFolder(ABC):
             raise
 
     def open(self, k: int) -> list[Any]:
-        """The arrays of a shard, read from the disk row by row as they are indexed."""
+        """The arrays of a shard, memory-mapped: rows are read from disk when they are indexed."""
         opened = []
         for name, (dtype, shape) in self.arrays(len(self.rows(k))).items():
             file = self.shard(k) / f"{name}.npy"
@@ -151,7 +153,7 @@ class ShardFolder(ABC):
                 raise self._damaged(file, str(error)) from error
             if (array.dtype, array.shape) != (dtype, shape):
                 raise self._damaged(file, f"expected {dtype} {shape}; got {array.dtype} {array.shape}")
-            # NumPy's map keeps a file descriptor, of which a process has a thousand; torch's does not.
+            # NumPy's memory map keeps a file descriptor, of which a process has about a thousand; torch's does not.
             size, first = file.stat().st_size, array.offset
             content = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()
             opened.append(content[first:].view(dtype).reshape(shape))
@@ -165,7 +167,7 @@ class ShardFolder(ABC):
             raise self._damaged(file, repr(error)) from error
 
     def wait_for_others(self) -> None:
-        """Until the shards of the other processes are there; an error when nothing has been written for long."""
+        """Wait until the other processes' shards are complete; raise if nothing is written for ``PATIENCE`` seconds."""
         missing, sign, since, pause = self.missing(), self._last_write(), time.monotonic(), 0.1
         while missing:
             time.sleep(pause)
@@ -181,10 +183,10 @@ class ShardFolder(ABC):
             missing = now
 
     def _last_write(self) -> float:
-        """When another process last wrote into a shard that is not complete."""
+        """When another process last wrote to an incomplete shard."""
         times = [0.0]
         for file in self.path.glob(".shard_*/*"):
-            with contextlib.suppress(FileNotFoundError):  # it is complete by now, and has its name
+            with contextlib.suppress(FileNotFoundError):  # completed and renamed in the meantime
                 times.append(file.stat().st_mtime)
         return max(times)
 

@@ -15,7 +15,7 @@ from flowbook._core.shard_folder import NOTES, ShardFolder
 
 
 class Shards(Dataset[Any]):
-    """What data sets of pairs and of images have in common."""
+    """The base class of data sets of pairs and of images."""
 
     _folder_class: ClassVar[type[ShardFolder]]
 
@@ -36,7 +36,7 @@ class Shards(Dataset[Any]):
         return int(self.manifest["n"])
 
     def __reduce__(self) -> Any:
-        return type(self), (self._folder.path,)  # a copy opens the files again: it does not carry their content
+        return type(self), (self._folder.path,)  # a copy reopens the files instead of carrying their content
 
     def _labels(self) -> Tensor | None:
         if self.manifest["labels"] is None:
@@ -44,7 +44,7 @@ class Shards(Dataset[Any]):
         return torch.cat([torch.from_numpy(np.array(arrays[-1])) for arrays in self._shards])
 
     def _rows(self, indices: Tensor) -> list[Tensor]:
-        """The rows of each array at some indices, or where a mask is true."""
+        """The rows of each array at the given indices, or where a mask is True."""
         indices = torch.as_tensor(indices)
         if indices.dtype == torch.bool:
             if indices.shape != (len(self),):
@@ -70,11 +70,11 @@ class Shards(Dataset[Any]):
 
     @property
     def nfe(self) -> float:
-        """The model calls that a row took, on average."""
+        """The mean number of model calls for a row."""
         shards = range(self._folder.shards)
         return sum(self._folder.notes(k)["nfe"] * len(self._folder.rows(k)) for k in shards) / len(self)
 
     @property
     def name(self) -> str:
-        """A word that differs where the content does, so that a run is not continued on another."""
+        """A digest of the content, so that a run is not resumed on other data."""
         return digest({name: value for name, value in self.manifest.items() if name not in NOTES})[:16]

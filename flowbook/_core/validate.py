@@ -1,7 +1,7 @@
-"""Checks of arguments at the public entry points.
+"""Validation of arguments at the public entry points.
 
-Each check names the argument, what came and what was expected. Types and shapes are always looked at: that costs
-nothing. Values are looked at only where it is free to do so: on the CPU, in eager mode, outside ``vmap`` and
+Each error names the argument, what was expected and what it got instead. Types and shapes are always checked: that
+costs nothing. Values are checked only where reading them is free: on the CPU, in eager mode, outside ``vmap`` and
 ``torch.compile`` (reading a value from a GPU would make the host wait for it).
 """
 
@@ -19,7 +19,7 @@ TIME_SLACK = 1e-6
 
 
 def values_are_readable(x: Tensor) -> bool:
-    """True where looking at the values of ``x`` costs no synchronisation and breaks no graph."""
+    """True where reading the values of ``x`` needs no synchronization and breaks no graph."""
     if torch.compiler.is_compiling():
         return False
     return x.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
@@ -27,7 +27,7 @@ def values_are_readable(x: Tensor) -> bool:
 
 def is_integer(value: Any) -> bool:
     """Python's and NumPy's integers, but not True and False."""
-    # The exact types first: asking for numbers.Integral costs ten times as much.
+    # The exact types first: isinstance with numbers.Integral takes ten times as long.
     return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
 
 
@@ -48,7 +48,7 @@ def instance(name: str, value: Any, kind: type, example: str) -> None:
 
 
 def function(name: str, value: Any, example: str) -> None:
-    """``value`` can be called; a class can, but it is the object made of it that is meant."""
+    """``value`` is callable but not a class, of which an instance would be expected."""
     if isinstance(value, type) or not callable(value):
         raise TypeError(f"{name}: expected a function or an object such as {example}; got {described(value)}")
 
@@ -71,7 +71,7 @@ def one_of(name: str, value: Any, options: Sequence[Any]) -> None:
 
 
 def float_tensor(name: str, x: Any, *, min_dim: int = 0, finite: bool = False) -> None:
-    """``x`` is a floating-point tensor with at least ``min_dim`` dimensions (if asked, without NaN or infinity)."""
+    """``x`` is a floating-point tensor with at least ``min_dim`` dimensions (without NaN or infinity if ``finite``)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor; got {type(x).__name__}")
     if not x.is_floating_point():
@@ -82,7 +82,7 @@ def float_tensor(name: str, x: Any, *, min_dim: int = 0, finite: bool = False) -
         return
     if not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).sum())
-        raise ValueError(f"{name}: expected finite numbers; got {bad} NaN or infinite of {x.numel()}")
+        raise ValueError(f"{name}: expected finite numbers; got {bad} of {x.numel()} NaN or infinite")
 
 
 def same_shape(name: str, x: Any, other_name: str, other: Tensor) -> None:
@@ -93,7 +93,7 @@ def same_shape(name: str, x: Any, other_name: str, other: Tensor) -> None:
 
 
 def velocity_like(v: Any, x: Tensor) -> None:
-    """What a velocity returned has the shape and dtype of x, or x would change them without a word."""
+    """A velocity's output has the shape and dtype of x; otherwise a step would silently change them."""
     same_shape("velocity(x, t, y)", v, "x", x)
     if v.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"velocity(x, t, y): expected the dtype of x, {x.dtype}; got {v.dtype}")

@@ -1,1 +1,1 @@
-"""What only the notebooks use: figures, and the checks of their exercises."""
+"""Used by the notebooks only: figures, and the checks of the exercises."""

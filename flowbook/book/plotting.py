@@ -1,4 +1,4 @@
-"""The figures of the book: one colour for each thing in all chapters, readable in both themes and by the colour-blind.
+"""The figures of the book: one colour per concept in all chapters, legible in both themes and to the colour-blind.
 
 Every function draws on an ``ax`` (or a new one) and returns it. Nothing here computes a result.
 """
@@ -83,7 +83,7 @@ def points(
 
 
 def plane(ax: Any, limit: float, title: str | None = None, ticks: bool = False) -> Any:
-    """Equal axes from -limit to limit, without ticks unless asked for."""
+    """Equal axes from -limit to limit, by default without ticks."""
     ax.set_xlim(-limit, limit)
     ax.set_ylim(-limit, limit)
     ax.set_aspect("equal")
@@ -226,8 +226,8 @@ def animation(figure: Any, draw: Callable[[int], Any], frames: int, seconds: flo
     Args:
         figure: the figure that ``draw`` changes; it is closed, so that it is not shown a second time.
         draw: called with 0 to frames - 1.
-        frames: their number.
-        seconds: how long one round takes.
+        frames: number of frames.
+        seconds: duration of one loop.
         hold: how much longer the last frame stays, in seconds.
 
     Example:
@@ -258,7 +258,7 @@ def animation(figure: Any, draw: Callable[[int], Any], frames: int, seconds: flo
 
 
 def source(*functions: Callable[..., Any]) -> Any:
-    """The package's own lines, without their docstrings, to be shown on a page."""
+    """The source of functions of the package, without docstrings, to be shown on a page."""
     from IPython.display import Markdown
 
     return Markdown("```python\n" + "\n\n\n".join(source_lines(function) for function in functions) + "\n```")

@@ -1,4 +1,4 @@
-"""The ``flowbook`` command: its parser, and what it says when something goes wrong."""
+"""The ``flowbook`` command: its parser, and its handling of errors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from safetensors import SafetensorError
 from flowbook.cli import bench, distill, export, pairs, recipes, sample, score, train
 
 COMMANDS = (train, sample, score, pairs, distill, export, bench, recipes)
-"""A module each, with ``add(commands)`` for its arguments and ``run(options)``, which returns the exit status."""
+"""One module each, with ``add(commands)`` for its arguments and ``run(options)``, which returns the exit status."""
 INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it."""
+"""The exit status after Ctrl-C, by the convention of shells."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors of use end with one line and exit status 2, those of files with one and status 1.
+    """Run one command; a usage error ends with one line and exit status 2, a file error with one line and status 1.
 
-    Status 75 is a training that SIGTERM has stopped, 130 one that Ctrl-C has: the same command goes on with it.
+    Status 75 means that SIGTERM has stopped a training run, 130 that Ctrl-C has: the same command resumes it.
     """
     parser = argparse.ArgumentParser(prog="flowbook", description=sys.modules["flowbook.cli"].__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add(commands)
     options, rest = parser.parse_known_args(arguments)
     if hasattr(options, "overrides") and not any(word.startswith("-") for word in rest):
-        options.overrides += rest  # those that come after an option; argparse takes only those before it
+        options.overrides += rest  # overrides after an option, which argparse does not collect
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:

@@ -1,4 +1,4 @@
-"""What several commands share: their arguments, the model of a checkpoint, where it runs."""
+"""What several commands share: their arguments, the model of a checkpoint, its device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHECKPOINT = "folder of a run or checkpoint, an exported file, or the name of sh
 
 
 def add_solver(command: argparse.ArgumentParser, default: str, also: str = "") -> None:
-    """How the flow is solved, in a word."""
+    """Add the option for the solver, given as a string."""
     command.add_argument(
         "--solver",
         default=default,
@@ -21,28 +21,28 @@ def add_solver(command: argparse.ArgumentParser, default: str, also: str = "") -
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
-    """Where the model runs."""
+    """Add the option for the model's device."""
     command.add_argument(
         "--device", default="cpu", help="cpu; auto, the accelerator if there is one; or one of them, such as cuda:1"
     )
 
 
 def add_draws(command: argparse.ArgumentParser) -> None:
-    """What is drawn."""
+    """Add the options for guidance and noise."""
     command.add_argument("--guidance", type=float, default=1.0, help="scale of classifier-free guidance; 1 is none")
-    command.add_argument("--seed", type=int, default=0, help="of the noise")
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise")
 
 
 def add_folder(command: argparse.ArgumentParser) -> None:
-    """What folders of shards are made with."""
-    command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network, in folders")
-    command.add_argument("--compile", action="store_true", help="torch.compile the network, in folders")
-    command.add_argument("--batch-size", type=int, default=250, help="solved at once, in folders")
-    command.add_argument("--shard-size", type=int, default=1000, help="rows of a shard of a folder")
+    """Add the options for folders of shards."""
+    command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network, for folders")
+    command.add_argument("--compile", action="store_true", help="torch.compile the network, for folders")
+    command.add_argument("--batch-size", type=int, default=250, help="samples solved at once, for folders")
+    command.add_argument("--shard-size", type=int, default=1000, help="rows per shard of a folder")
 
 
 def say(text: str) -> None:
-    """One of a run's processes speaks for all."""
+    """Print on the first of a run's processes only."""
     if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)
 
@@ -58,26 +58,26 @@ def train_recipe(recipe: Any, options: argparse.Namespace, out: Any) -> int:
 
 
 class ImageModel(NamedTuple):
-    """A velocity on images, and its network: the same, unless that learned diffusion."""
+    """A velocity on images, and its network: the same object, except for a diffusion model."""
 
     velocity: Any
     network: Any
 
 
 def load_images(checkpoint: str) -> ImageModel:
-    """The model of images of a checkpoint; others are refused."""
+    """A checkpoint's generative model of images; raises for any other model."""
     from flowbook.models import Classifier
     from flowbook.training import load
 
     velocity = load(checkpoint)
     network = getattr(velocity, "network", velocity)
     if not hasattr(network, "size") or isinstance(network, Classifier):
-        raise ValueError(f"checkpoint: expected a model of images that draws them; got {type(network).__name__}")
+        raise ValueError(f"checkpoint: expected a generative model of images; got {type(network).__name__}")
     return ImageModel(velocity, network)
 
 
 def place(velocity: Any, device: str) -> Any:
-    """The velocity on the device that was asked for."""
+    """The velocity on the requested device."""
     import torch
 
     from flowbook.training import TrainConfig
@@ -90,7 +90,7 @@ def place(velocity: Any, device: str) -> Any:
 
 
 def guide(velocity: Any, guidance: float, classes: int | None) -> Any:
-    """The velocity under guidance, where that is asked for."""
+    """The velocity, under guidance if the scale is not 1."""
     from flowbook.guidance import guided
 
     if guidance == 1.0:
@@ -101,7 +101,7 @@ def guide(velocity: Any, guidance: float, classes: int | None) -> Any:
 
 
 class ManyRows(NamedTuple):
-    """What a folder of rows is made from."""
+    """What a folder of rows is generated from."""
 
     velocity: Any
     shape: tuple[int, ...]
@@ -118,7 +118,7 @@ def source_of_rows(options: argparse.Namespace) -> ManyRows:
     velocity = place(load(options.checkpoint), options.device)
     network = getattr(velocity, "network", velocity)
     if not hasattr(network, "dim"):
-        network = load_images(options.checkpoint).network  # says what is wrong with another model
+        network = load_images(options.checkpoint).network  # raises for another model, with the reason
     classes, y = getattr(network, "num_classes", None), None
     if classes is not None:
         y = metrics.labels_like(class_counts(options.checkpoint, classes), options.n)
@@ -131,7 +131,7 @@ def source_of_rows(options: argparse.Namespace) -> ManyRows:
 
 
 def class_counts(checkpoint: str, classes: int) -> list[int]:
-    """How often each class occurs in the training data, where that is known to differ: MNIST."""
+    """How often each class occurs in the training data, where that is known to differ between classes: MNIST."""
     import json
     from pathlib import Path
 

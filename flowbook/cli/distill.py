@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     command.add_argument("--pairs", type=Path, required=True, help="folder made by `flowbook pairs`")
     command.add_argument("--steps", type=int, default=1, help="Euler steps that the student takes")
     command.add_argument("--out", type=Path, required=True, help="folder of the run")
-    command.add_argument("--fresh", action="store_true", help="refuse to continue a run that is there")
+    command.add_argument("--fresh", action="store_true", help="refuse to resume an existing run")
     command.set_defaults(run=run)
 
 
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     model = models.describe(teacher)
     if model is None:
         raise ValueError(
-            f"checkpoint: expected a velocity of flowbook's, for a student to start from; got {type(teacher).__name__}"
+            f"checkpoint: expected one of flowbook.models, for a student to start from; got {type(teacher).__name__}"
         )
     recipe = recipes.read("distill")
     recipe["model"] = {"name": model["name"], **model["arguments"]}

@@ -1,4 +1,4 @@
-"""``flowbook export``: a checkpoint's moving average as one small file."""
+"""``flowbook export``: a checkpoint's averaged parameters (EMA) as one small file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("export", help="write a checkpoint's moving average as one small file")
+    command = commands.add_parser("export", help="write a checkpoint's averaged parameters (EMA) as one small file")
     command.add_argument("checkpoint", help="folder of a run or checkpoint")
     command.add_argument("out", type=Path, help="the file, ....safetensors")
     command.set_defaults(run=run)
@@ -21,8 +21,8 @@ def run(options: argparse.Namespace) -> int:
 
     if not Path(options.checkpoint).is_dir():
         raise ValueError(
-            f"checkpoint: expected the folder of a run or checkpoint; {options.checkpoint!r} is none, and shipped "
-            "weights are exported already"
+            f"checkpoint: expected the folder of a run or checkpoint; got {options.checkpoint!r} (shipped weights are "
+            "exported already)"
         )
     path = checkpoints.locate(options.checkpoint)
     stored = checkpoints.read(path)

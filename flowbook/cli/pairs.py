@@ -1,4 +1,4 @@
-"""``flowbook pairs``: noise and what a checkpoint makes of it, for Reflow."""
+"""``flowbook pairs``: noise and the data that a checkpoint generates from it, for Reflow."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from flowbook.cli.common import CHECKPOINT, add_device, add_draws, add_folder, a
 
 def add(commands: Any) -> None:
     command = commands.add_parser(
-        "pairs", help="noise and what a checkpoint makes of it, for Reflow; goes on if stopped"
+        "pairs", help="pair noise with the data that a checkpoint generates from it, for Reflow; resumes if stopped"
     )
     command.add_argument("checkpoint", help=CHECKPOINT)
     command.add_argument("--out", type=Path, required=True, help="folder of the pairs")
-    command.add_argument("--n", type=int, default=50_000, help="pairs, with labels as frequent as in the data")
+    command.add_argument("--n", type=int, default=50_000, help="number of pairs; labels are as frequent as in the data")
     add_solver(command, "dopri5")
     add_draws(command)
     add_device(command)

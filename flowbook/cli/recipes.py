@@ -1,4 +1,4 @@
-"""``flowbook recipes``: those of the package."""
+"""``flowbook recipes``: the names of the shipped recipes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("recipes", help="list the recipes of the package")
+    command = commands.add_parser("recipes", help="list the shipped recipes")
     command.set_defaults(run=run)
 
 

@@ -11,7 +11,7 @@ from flowbook.cli.common import CHECKPOINT, add_device, add_draws, add_solver, c
 def add(commands: Any) -> None:
     command = commands.add_parser("score", help="class accuracy and Frechet distance of digits, as JSON")
     command.add_argument("checkpoint", help=CHECKPOINT)
-    command.add_argument("--n", type=int, default=10_000, help="samples, with labels as frequent as in the data")
+    command.add_argument("--n", type=int, default=10_000, help="number of samples; labels as frequent as in the data")
     add_solver(command, "midpoint:steps=12")
     add_draws(command)
     add_device(command)
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     ours, wanted = ((model.channels, model.size, model.size, model.num_classes) for model in (network, judge))
     if ours != wanted:
         raise ValueError(
-            f"checkpoint: expected a model of MNIST's digits, (channels, height, width, classes) = {wanted}; got {ours}"
+            f"checkpoint: expected a model of MNIST digits, (channels, height, width, classes) = {wanted}; got {ours}"
         )
     result = metrics.score_velocity(
         place(velocity, options.device),

@@ -10,11 +10,11 @@ from flowbook.cli.common import say, train_recipe
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("train", help="train what a recipe says; continues a run that was interrupted")
+    command = commands.add_parser("train", help="train a recipe; resumes an interrupted run")
     command.add_argument("recipe", help="the name of a recipe (see `flowbook recipes`) or a YAML file")
     command.add_argument("overrides", nargs="*", help="section.key=value, for example train.steps=100")
     command.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
-    command.add_argument("--fresh", action="store_true", help="refuse to continue a run that is there")
+    command.add_argument("--fresh", action="store_true", help="refuse to resume an existing run")
     command.set_defaults(run=run)
 
 

@@ -1,11 +1,11 @@
-r"""Continuous normalizing flows (chapter 2): the density of what a velocity makes, by the trace identity.
+r"""Continuous normalizing flows (chapter 2): the density of a velocity's samples, by the trace identity.
 
 .. math:: \frac{d}{dt} \log p_t(x_t) = -\nabla\!\cdot v(x_t, t)
           \quad\Longrightarrow\quad
           \log p_1(x_1) = \log p_0(x_0) - \int_0^1 \nabla\!\cdot v(x_t, t)\, dt
 
 along the flow of v (Chen et al. 2018, theorem 1). One call works for points, images, labels and diffusion models, and
-its mean over the data, with the sign turned, is a loss.
+its negative mean over the data is a loss.
 """
 
 from flowbook.cnf.density import Density, LogProb, log_prob

@@ -35,15 +35,15 @@ class LogProb:
     std_err: Tensor
     """Its standard error over the probes, shape (B,). It is 0 for the exact trace and NaN for a single probe.
 
-    In few dimensions with few probes it is itself uncertain: in two dimensions random signs take two values only, and P
-    probes that happen to agree, one time in 2^(P-1), give 0. The exact trace costs no more there.
+    In few dimensions with few probes it is itself uncertain: in two dimensions random signs give two values only, and P
+    probes that happen to agree, with probability 2^-(P-1), give 0. The exact trace costs no more there.
     """
     latent: Tensor
-    """Where the flow leads each sample at t = 0, shape (B, ...)."""
+    """The state of each sample at t = 0, shape (B, ...)."""
     nfe: int
     """The number of times the velocity was evaluated; a guided velocity counts two."""
     nfe_trace: int
-    """How many of these evaluations took the derivatives too, which are the expensive part."""
+    """The number of these evaluations that also computed the trace, which is the expensive part."""
 
 
 def log_prob(
@@ -60,12 +60,12 @@ def log_prob(
     differentiable: bool = False,
     **solver: Unpack[SolverOptions],
 ) -> LogProb:
-    """The log-density of x1 under the flow of a velocity that starts in the source.
+    """The log-density of x1 under the flow of a velocity that starts from the source.
 
-    State and integrated divergence are solved together from t = 1 to 0. Or, with ``nodes``, the state alone, and the
-    divergence is integrated along the trajectory by Gauss-Legendre quadrature: it is smooth in t where the velocity is,
-    needs far fewer values than the state needs steps, and each of them costs D vector-Jacobian products. A module runs
-    in eval mode.
+    State and integrated divergence are solved together from t = 1 to 0. With ``nodes``, the state is solved alone, and
+    the divergence is integrated along the trajectory by Gauss-Legendre quadrature: it is as smooth in t as the
+    velocity, and needs far fewer values than the state needs steps; each value costs D vector-Jacobian products. A
+    module runs in eval mode.
 
     Args:
         velocity: ``v(x, t, y=None)``. Each sample's velocity must depend on that sample alone.
@@ -73,18 +73,19 @@ def log_prob(
         y: labels, shape (B,), passed on to the velocity.
         trace: "exact", D vector-Jacobian products for each evaluation; or "hutchinson", one for each probe.
         probes: number of Rademacher probes of "hutchinson", drawn once for the whole solve.
-        generator: of the probes.
+        generator: for the probes.
         source: the density at t = 0; the standard normal when None.
-        nodes: of the Gauss-Legendre rule; None takes the divergence in every evaluation. 16 to 20 are enough where
-            some 12 steps of rk4 are; compare with twice as many where an error matters. Between its steps the solver
-            interpolates the state, as accurately as :func:`flowbook.solvers.solve` says of ``save_at``.
-        mode: of the derivatives, as in :func:`flowbook.divergence.divergence`.
+        nodes: number of nodes of the Gauss-Legendre rule; None computes the divergence in every evaluation. 16 to 20
+            are enough where some 12 steps of rk4 are; compare with twice as many where the error matters. Between its
+            steps the solver interpolates the state, with the accuracy given for ``save_at`` in
+            :func:`flowbook.solvers.solve`.
+        mode: mode of the Jacobian products, as in :func:`flowbook.divergence.divergence`.
         differentiable: keep the graph, to train on the result.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields; by default 50 steps of rk4. With fixed
             steps a sample's value does not depend on the rest of its batch.
 
     Raises:
-        ValueError, TypeError: for arguments that do not fit, before the velocity is called.
+        ValueError, TypeError: for invalid arguments, before the velocity is called.
 
     Example:
         >>> double = lambda x, t: math.log(2.0) * x  # x1 = 2 x0
@@ -114,8 +115,8 @@ def log_prob(
 def integrate(
     joint: Joint, field: Velocity, solver: Solver, *, nodes: int | None, differentiable: bool
 ) -> tuple[Tensor, Tensor, int]:
-    """The latent, the integrals from 0 to 1 of what the joint integrates, shape (B, P) or (B, P + 2), and the number
-    of evaluations."""
+    """The latent, the integrals of the joint's rates from 0 to 1, shape (B, P) or (B, P + 2), and the number of
+    evaluations."""
     if nodes is None:
         solution = solve(field, joint.start, 1.0, 0.0, y=joint.y, differentiable=differentiable, solver=solver)
         latent, integrals = joint.split(solution.x)
@@ -136,7 +137,7 @@ def integrate(
 
 @dataclass(frozen=True)
 class Probing:
-    """How the trace is taken."""
+    """How the trace is computed."""
 
     trace: Trace
     probes: int
@@ -145,7 +146,7 @@ class Probing:
 
 
 class Joint:
-    """The state and, beside it, what is integrated along its way: traces, and the two penalties if asked for."""
+    """The state, with what is integrated along its trajectory: the traces and, with ``penalties``, two penalties."""
 
     def __init__(self, velocity: Velocity, x1: Tensor, y: Tensor | None, how: Probing, penalties: bool = False):
         validate.float_tensor("x1", x1, min_dim=2)
@@ -163,7 +164,7 @@ class Joint:
         return torch.cat([v.flatten(1), rates], dim=1).to(state.dtype)
 
     def rates(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The velocity, and what is to be integrated: the trace by each probe (B, P), then the two penalties."""
+        """The velocity, and the integrands: the trace by each probe (B, P), then the two penalties."""
         v, traces, norms = jacobian_terms(
             self.velocity, x, t, y, self.noise,
             create_graph=torch.is_grad_enabled(), mode=self.mode, squares=self.penalties,
@@ -184,7 +185,9 @@ def check_trace(trace: Trace, probes: int, generator: torch.Generator | None) ->
     validate.positive_int("probes", probes)
     validate.generator(generator)
     if trace == "exact" and probes != 1:
-        raise ValueError(f"probes: the exact trace takes none; got {probes}, use trace='hutchinson'")
+        raise ValueError(
+            f"probes: expected 1 with trace='exact', which needs none; got {probes}, use trace='hutchinson'"
+        )
 
 
 def source_log_prob(source: Density | None, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Discrete data and densities: uniform dequantisation, bits per dimension, the log-probability of a grey level.
+"""Discrete data and densities: uniform dequantization, bits per dimension, the log-probability of a grey level.
 
-On the grey levels themselves a density can grow without bound. With each level spread evenly over its bin it cannot,
-and its integral over a bin is that level's probability (Theis et al. 2016).
+On the grey levels themselves a density can grow without bound. With each level spread uniformly over its bin it cannot,
+and its integral over a bin is the probability of the level (Theis et al. 2016).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from flowbook.data import Batch, grey_levels, unpack
 
 
 def dequantize(x1: Tensor, levels: int = 256, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform dequantisation: each grey level becomes a random value in its own bin of [-1, 1] (Theis et al. 2016).
+    """Uniform dequantization: each grey level becomes a random value in its own bin of [-1, 1] (Theis et al. 2016).
 
     Level k of ``levels`` fills the bin from ``2 k / levels - 1`` to ``2 (k + 1) / levels - 1``.
 
     Args:
         x1: discrete data, ``levels`` equidistant values from -1 to 1, shape (B, ...).
         levels: number of grey levels: 256 for most images, 17 for the digits.
-        generator: of the noise; without one it is drawn with :mod:`flowbook.keyed`, so that in ``fit`` it belongs to
-            the sample.
+        generator: for the noise; without one, the noise inside ``fit`` belongs to the sample, whichever process
+            computes it.
 
     Example:
         >>> dequantize(torch.tensor([[-1.0, 1.0]]), levels=2).abs().max() <= 1
@@ -41,16 +41,16 @@ def dequantize(x1: Tensor, levels: int = 256, generator: torch.Generator | None 
 
 
 class Dequantized:
-    """Discrete data to train on, dequantised anew in every batch; data for :func:`flowbook.training.fit`.
+    """Discrete data to train on, dequantized anew in every batch; data for :func:`flowbook.training.fit`.
 
-    Samples are drawn with replacement. Any loss can be trained on it; MaximumLikelihood has ``levels`` of its own.
+    Samples are drawn with replacement. Any loss can be trained on it; MaximumLikelihood has its own ``levels``.
 
     Args:
         data: x1, shape (N, ...), or (x1, y): discrete values as :func:`dequantize` takes them.
         levels: number of grey levels.
 
     Raises:
-        ValueError, TypeError: for data that are not discrete in this way, or parts of different lengths.
+        ValueError, TypeError: for data that do not have such discrete values, or parts of different lengths.
 
     Example:
         >>> from flowbook import data
@@ -70,7 +70,7 @@ class Dequantized:
         self.name = f"{tuple(self.x1.shape)} at {levels} levels"
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """n dequantised samples, (n, ...), or with labels the pair of both."""
+        """n dequantized samples, (n, ...), or with labels the pair of both."""
         validate.positive_int("n", n)
         index = torch.randint(
             len(self.x1), (n,), generator=generator, device=None if generator is None else generator.device
@@ -81,7 +81,7 @@ class Dequantized:
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, levels: int = 256) -> Tensor:
-    """Bits per dimension of discrete data from the log-density of dequantised data in [-1, 1].
+    """Bits per dimension of discrete data from the log-density of dequantized data in [-1, 1].
 
     A bin is 2 / levels wide, so ``-log2 P = -log2 p - D log2(2 / levels)``: the offset is 7 bits for 256 levels (8 if
     the density were of data in [0, 1]).
@@ -108,17 +108,17 @@ def discrete_log_prob(
     draws: int = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The log-probability of discrete data from a density of dequantised data, in nats, shape (B,).
+    """The log-probability of discrete data from a density of dequantized data, in nats, shape (B,).
 
-    With one draw its mean is a lower bound; more draws are averaged as probabilities and close the gap (the importance-
-    weighted bound; Burda et al. 2016, equation 8).
+    With one draw it is a lower bound in expectation; more draws are averaged as probabilities and close the gap (the
+    importance-weighted bound; Burda et al. 2016, equation 8).
 
     Args:
         density: ``x -> log p(x)``, shape (B,): for example ``lambda x: log_prob(velocity, x).log_prob``.
         x1: discrete data, as in :func:`dequantize`.
         levels: number of grey levels.
-        draws: dequantisations of each sample.
-        generator: of the noise.
+        draws: number of dequantizations of each sample.
+        generator: for the noise.
 
     Example:
         >>> uniform = lambda x: torch.full((len(x),), -2 * math.log(2.0))  # two dimensions

@@ -1,5 +1,5 @@
-"""The gradient of a solved state by a module's parameters without keeping the solver's graph: evaluated again step by
-step, or solved backward in time (the adjoint)."""
+"""The gradient of a solved state with respect to a module's parameters without keeping the solver's graph: by
+recomputing each step, or by a solve backward in time (the adjoint)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowbook.velocity import Velocity, evaluating
 
 
 class Augmented(Protocol):
-    """A field of the state and of what is integrated beside it, with the velocity that it is made of."""
+    """A field of the state and of what is integrated along with it, with the velocity that it is computed from."""
 
     velocity: Velocity
     start: Tensor
@@ -26,7 +26,7 @@ class Augmented(Protocol):
 
 
 def recomputing(joint: Augmented) -> Velocity:
-    """The same field without its graph, which the backward pass evaluates again."""
+    """The same field without its graph, which the backward pass recomputes."""
     parameters = _parameters(joint.velocity)
     again = _as_now(joint.velocity, joint.start)
 
@@ -41,9 +41,9 @@ def recomputing(joint: Augmented) -> Velocity:
 
 
 class _Recomputed(torch.autograd.Function):
-    """A function of the state and of parameters that keeps no graph: the backward pass evaluates it again.
+    """A function of the state and of parameters that keeps no graph: the backward pass recomputes it.
 
-    ``torch.utils.checkpoint`` would do so already in the forward pass, once for each vector-Jacobian product.
+    ``torch.utils.checkpoint`` would recompute it already in the forward pass, once for each vector-Jacobian product.
     """
 
     @staticmethod
@@ -77,7 +77,9 @@ def solve_adjoint(joint: Augmented, y: Tensor | None, solver: Solver) -> Tensor:
         nonlocal calls
         calls += 1
         if solver.max_calls is not None and calls > solver.max_calls:
-            raise RuntimeError(f"max_calls: {solver.method} has used up its {solver.max_calls} evaluations, both ways")
+            raise RuntimeError(
+                f"max_calls: {solver.method} has used up its {solver.max_calls} evaluations, both directions together"
+            )
         with again():
             return joint(state, t.clamp(0.0, 1.0).to(state.dtype), y)
 
@@ -88,13 +90,13 @@ def solve_adjoint(joint: Augmented, y: Tensor | None, solver: Solver) -> Tensor:
             options={"step_t": times[1:]}, adjoint_options={"step_t": times[:1]},
             adjoint_params=_parameters(joint.velocity),
         )  # fmt: skip
-    except AssertionError as error:  # torchdiffeq's word for "the step went to 0" and "the state is not finite"
+    except AssertionError as error:  # raised for step size underflow and for a state that is not finite
         raise cannot_go_on(solver, start, error) from error
     return states[-1]
 
 
 def _parameters(velocity: Velocity) -> tuple[Tensor, ...]:
-    assert isinstance(velocity, nn.Module)  # nll_loss has seen to it
+    assert isinstance(velocity, nn.Module)  # nll_loss has checked it
     return tuple(parameter for parameter in velocity.parameters() if parameter.requires_grad)
 
 

@@ -1,4 +1,4 @@
-"""Bits per dimension of images, many at a time."""
+"""Bits per dimension of images, in batches."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def bits_of_images(
     batch_size: int = 100,
     **solver: Unpack[SolverOptions],
 ) -> Tensor:
-    """Bits per dimension of each image: one uniform dequantisation and one Hutchinson probe, drawn for the image.
+    """Bits per dimension of each image, with one uniform dequantization and one Hutchinson probe for each.
 
-    The mean is unbiased in the probe, and an upper bound of the bits of the grey levels in the dequantisation. Both
-    draws depend on the seed and the image's place alone, not on ``batch_size``.
+    In expectation over the probe they are exact, and over the dequantization an upper bound on the bits of the grey
+    levels. Both draws depend only on the seed and the image's index, not on ``batch_size``.
 
     Args:
-        velocity: a velocity on images, trained on dequantised ones.
+        velocity: a velocity on images, trained on dequantized ones.
         images: (n, C, H, W), discrete values as :func:`~flowbook.cnf.dequantize` takes them.
         levels: number of grey levels.
         y: labels, shape (n,); None scores a class-conditional model under its null label.
-        seed: of noise and probes.
+        seed: the seed of noise and probes.
         batch_size: images solved at once.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields; by default 20 steps of rk4.
 
     Returns:
-        Shape (n,). Their standard error counts images, dequantisation and probes alike.
+        Shape (n,). The standard error of their mean covers images, dequantization and probes alike.
 
     Example:
         >>> still = lambda x, t: torch.zeros_like(x)  # the density is that of N(0, I)

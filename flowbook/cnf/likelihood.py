@@ -1,4 +1,4 @@
-"""Training by maximum likelihood, with its regularisers."""
+"""Training by maximum likelihood, with its regularizers."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ def nll_loss(
     mode: Mode = "reverse",
     **solver: Unpack[SolverOptions],
 ) -> Tensor:
-    r"""The mean negative log-density in nats per dimension, to be minimised, with RNODE's regularisers.
+    r"""The mean negative log-density in nats per dimension, to be minimized, with RNODE's regularizers.
 
     .. math:: L = -\frac{1}{D}\, \mathbb{E} \log p_1(x_1)
               + \frac{\lambda_K}{D}\, \mathbb{E}\! \int_0^1 \|v(x_t, t)\|^2 dt
               + \frac{\lambda_J}{D}\, \mathbb{E}\! \int_0^1 \Big\|\frac{\partial v}{\partial x}\Big\|_F^2 dt
 
-    (Grathwohl et al. 2019; Finlay et al. 2020). The regularisers straighten the flow, so that it needs fewer steps.
-    They are integrated along with the state, from what the trace has computed anyway.
+    (Grathwohl et al. 2019; Finlay et al. 2020). The regularizers straighten the flow, so that it needs fewer steps.
+    They are integrated along with the state, from quantities that the trace computes anyway.
 
     Args:
         velocity, x1, y, trace, probes, generator, source, mode: as in :func:`log_prob`.
-        nodes: as in :func:`log_prob`; the regularisers are integrated on them too. For gradient="backprop".
+        nodes: as in :func:`log_prob`; the regularizers are integrated on them too. For gradient="backprop" only.
         kinetic: the weight of the kinetic energy, lambda_K.
         jacobian: the weight of the Jacobian's squared Frobenius norm, lambda_J; its estimate by the same probes when
             the trace is estimated.
-        gradient: "backprop" goes back through the solver's steps and keeps all of their graph; "recompute" gives the
-            same gradients and keeps only the states, for one more evaluation each; "adjoint" keeps nothing and solves
-            backward in time for the gradient (Chen et al. 2018), which then has an error of its own. The last two take
-            the gradient by the parameters of a module.
+        gradient: "backprop" backpropagates through the solver's steps and keeps all of their graph; "recompute" gives
+            the same gradients and keeps only the states, for one more evaluation each; "adjoint" keeps nothing and
+            solves for the gradient backward in time (Chen et al. 2018), with an error of that solve. "recompute" and
+            "adjoint" need a module, and give the gradient with respect to its parameters.
         solver: as in :func:`log_prob`. By default 50 steps of rk4, and for the adjoint, whose method must be adaptive,
             dopri5.
 
@@ -66,7 +66,7 @@ def nll_loss(
         A scalar.
 
     Raises:
-        ValueError, TypeError: for arguments that do not fit, before the velocity is called.
+        ValueError, TypeError: for invalid arguments, before the velocity is called.
 
     Example:
         >>> round(float(nll_loss(lambda x, t: torch.zeros_like(x), torch.zeros(4, 2), steps=2)), 3)
@@ -95,15 +95,15 @@ def nll_loss(
 
 @dataclass(frozen=True, init=False)
 class MaximumLikelihood:
-    """:func:`nll_loss` with its options chosen, as the ``loss(velocity, batch)`` that ``fit`` asks for.
+    """:func:`nll_loss` with its options chosen, as the ``loss(velocity, batch)`` that ``fit`` expects.
 
-    A batch is x1, (x1, y) or (x0, x1, y), whose x0 is not used. Probes and dequantisation are keyed to the sample, so a
-    run that is resumed goes on bit for bit.
+    A batch is x1, (x1, y) or (x0, x1, y), whose x0 is not used. Probes and dequantization are keyed to the sample, so a
+    resumed run continues bit for bit.
 
     Args:
         trace, probes, kinetic, jacobian, gradient, nodes, mode: as in :func:`nll_loss`.
-        levels: the number of grey levels of discrete data, which are then dequantised anew in each batch; None for
-            others.
+        levels: the number of grey levels of discrete data, which are then dequantized anew in each batch; None for
+            continuous data.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields, as in :func:`nll_loss`.
 
     Example:
@@ -113,7 +113,7 @@ class MaximumLikelihood:
     """
 
     one_call: ClassVar[bool] = False
-    """A step goes back through many evaluations of the network."""
+    """A step backpropagates through many evaluations of the network."""
 
     solver: Solver
     trace: Trace
@@ -160,7 +160,7 @@ class MaximumLikelihood:
         )  # fmt: skip
 
     def check(self, network: nn.Module, data: Any) -> None:
-        """Labels of tensors must be the network's, without its null label."""
+        """Raise for labels of tensor data that are not classes of the network; the null label is not one."""
         check_labels(network, data)
 
 
@@ -168,20 +168,22 @@ def _training_solver(gradient: Gradient, options: SolverOptions) -> Solver:
     validate.one_of("gradient", gradient, GRADIENTS)
     solver = as_solver(options, default=FIFTY_STEPS if gradient != "adjoint" or options.get("method") else Solver())
     if gradient == "adjoint" and solver.fixed:
-        raise ValueError(f"method: the adjoint takes an adaptive one, {', '.join(ADAPTIVE)}; got {solver.method!r}")
+        raise ValueError(
+            f"method: expected an adaptive one for the adjoint, {', '.join(ADAPTIVE)}; got {solver.method!r}"
+        )
     return solver
 
 
 def _check_module(velocity: Velocity, gradient: Gradient) -> None:
     if gradient != "backprop" and not isinstance(velocity, nn.Module):
         raise TypeError(
-            f"velocity: gradient={gradient!r} asks for a torch.nn.Module, whose parameters it can find; got "
+            f"velocity: expected a torch.nn.Module with gradient={gradient!r}, which needs its parameters; got "
             f"{type(velocity).__name__}"
         )
     if gradient == "adjoint" and isinstance(velocity, nn.parallel.DistributedDataParallel):
         raise ValueError(
-            "gradient: 'adjoint' evaluates the velocity in the backward pass, as often as its own share of the batch "
-            "needs, and processes that train together would wait for each other; expected 'backprop' or 'recompute'"
+            "gradient: 'adjoint' evaluates the velocity in the backward pass, as often as each process's own rows "
+            "need, and the processes would wait for each other; expected 'backprop' or 'recompute'"
         )
 
 
@@ -191,8 +193,8 @@ def _check_nodes(nodes: int | None, gradient: Gradient) -> None:
     validate.positive_int("nodes", nodes)
     if gradient != "backprop":
         raise ValueError(
-            f"nodes: the divergence is integrated beside the state with gradient={gradient!r}; got nodes={nodes}, use "
-            "gradient='backprop'"
+            f"nodes: expected None with gradient={gradient!r}, which integrates the divergence along with the state; "
+            f"got nodes={nodes}, use gradient='backprop'"
         )
 
 

@@ -1,4 +1,4 @@
-"""The data of the book: distributions in the plane, and images; and what a batch of them is.
+"""The data of the book, distributions in the plane and images, and the format of a batch.
 
 Planar data have ``.sample(n, generator=None) -> (n, 2)``, and ``.log_prob(x)`` where the density is known. Image data
 are tensors ``(images, labels)``: images (N, C, H, W) in [-1, 1], labels (N,).

@@ -31,7 +31,7 @@ def unpack(batch: Batch) -> tuple[Tensor | None, Tensor, Tensor | None]:
 
 
 def is_tensors(data: Any) -> bool:
-    """True for x1, (x1, y) and (x0, x1, y) that are whole data sets.
+    """True for a whole data set given as tensors: x1, (x1, y) or (x0, x1, y).
 
     Example:
         >>> is_tensors((torch.zeros(3, 2), torch.zeros(3))), is_tensors("mnist")
@@ -41,7 +41,7 @@ def is_tensors(data: Any) -> bool:
 
 
 def labels_of(data: Any) -> Tensor | None:
-    """All labels of a data set, where they are tensors at hand; None for others.
+    """All labels of a data set given as tensors; None for any other data set.
 
     Example:
         >>> labels_of((torch.zeros(2, 1), torch.tensor([3, 4])))
@@ -63,13 +63,13 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Without waiting for the GPU: a copy from ordinary memory would wait until all earlier work is done.
+    """Copy to a device without waiting for the GPU: a copy from pageable memory would wait for all earlier work.
 
     Example:
         >>> to_device(torch.ones(2), torch.device("meta")).device
         device(type='meta')
     """
     if device.type == "cuda" and x.device.type == "cpu":
-        with torch.cuda.device(device):  # a thread begins with the first GPU, and would pin the memory for that one
+        with torch.cuda.device(device):  # a new thread starts on the first GPU, and would pin the memory for it
             return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)

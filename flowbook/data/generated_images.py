@@ -1,4 +1,4 @@
-"""Many images: what a velocity makes of noise, as bytes in a folder of shards, for scores of tens of thousands."""
+"""Generated images, stored as bytes in a folder of shards, for scores that need tens of thousands of them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from flowbook.velocity import Velocity
 
 
 class GenerationOptions(FolderOptions, SolverOptions, total=False):
-    """What folders of generated data take: a solver, or its fields, and how the folder is written."""
+    """The options of folders of generated data: a solver, or its fields, and how the folder is written."""
 
 
 def split_options(options: GenerationOptions, default: Solver) -> tuple[Solver, FolderOptions]:
-    """The solver that some options describe, and those of the folder."""
+    """Split options into the solver that they describe and the options of the folder."""
     folder: Any = {name: value for name, value in options.items() if name in FolderOptions.__annotations__}
     solver: Any = {name: value for name, value in options.items() if name not in folder}
     return as_solver(solver, default), folder
@@ -43,7 +43,7 @@ class ImageFolder(ShardFolder):
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """[-1, 1] -> the nearest of 0 to 255, clipped: how images are stored and shown.
+    """[-1, 1] -> integers from 0 to 255, rounded and clipped, as images are stored and shown.
 
     Example:
         >>> to_bytes(torch.tensor([-2.0, -1.0, 0.0, 1.0])).tolist()
@@ -62,15 +62,15 @@ def generate_images(
     seed: int = 0,
     **options: Unpack[GenerationOptions],
 ) -> ImageShards:
-    """Draw n images into a folder, going on where an earlier call was stopped.
+    """Generate n images into a folder, resuming where an earlier call was stopped.
 
     Args:
         velocity: ``v(x, t, y=None)`` on images in [-1, 1].
-        source: the shape of an image, (C, H, W), or something with ``.sample(n, generator)``.
+        source: the shape of an image, (C, H, W), or an object with ``.sample(n, generator)``.
         n: number of images.
         out: the folder.
-        y: a label for each image, shape (n,), kept with it.
-        seed: of the noise.
+        y: a label for each image, shape (n,), stored with it.
+        seed: the seed of the noise.
         options: a :class:`~flowbook.solvers.Solver` or its fields, by default 25 steps of midpoint; and ``batch_size``,
             ``shard_size``, ``name``, ``progress`` as in :func:`~flowbook.reflow.generate_pairs`.
 
@@ -78,7 +78,7 @@ def generate_images(
         The :class:`ImageShards` of the folder.
 
     Raises:
-        ValueError, TypeError: for arguments that do not fit, and for a folder made with other settings or weights.
+        ValueError, TypeError: for invalid arguments, and for a folder made with other settings or another model.
         RuntimeError: when the images are not finite.
 
     Example:
@@ -94,13 +94,13 @@ def generate_images(
 
 
 class ImageShards(Shards):
-    """The images of a folder, read row by row from the disk: data for ``fit``, or for a score.
+    """The images of a folder, read from disk row by row: data for ``fit``, or for a score.
 
     Args:
         folder: made by :func:`generate_images`.
 
     Raises:
-        FileNotFoundError: when there are no images, or not all of them yet.
+        FileNotFoundError: when there are no images, or some are still missing.
         ValueError: for a damaged file, or a folder of pairs.
     """
 
@@ -113,5 +113,5 @@ class ImageShards(Shards):
         return (image, y[0][0]) if y else image
 
     def bytes(self, indices: Tensor) -> Tensor:
-        """The images of some indices as they are stored, uint8, shape (B, C, H, W)."""
+        """The images at the given indices as stored, uint8, shape (B, C, H, W)."""
         return self._rows(indices)[0]

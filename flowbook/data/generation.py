@@ -1,8 +1,8 @@
-"""What a velocity makes of noise, in a folder of shards: the common part of images and pairs.
+"""Samples of a velocity in a folder of shards: the common part of generated images and pairs.
 
-A folder is written shard by shard, each complete or absent, so that a kill loses one shard at most; its
-``manifest.json`` has the settings that decide every number, and a digest of the weights. Noise and label of row n
-depend on the seed and on n alone. Batches start anew in each shard, so the rows do not depend on the number of
+A folder is written shard by shard, each complete or absent, so that an interruption loses one shard at most; its
+``manifest.json`` has the settings that determine every number, and a digest of the model. Noise and label of row n
+depend only on the seed and on n. Batches start anew in each shard, so the rows do not depend on the number of
 processes or on interruptions either, bit for bit; another batch size rounds differently.
 """
 
@@ -26,7 +26,7 @@ from flowbook.velocity import Velocity, device_of, null_label_of
 
 
 class FolderOptions(TypedDict, total=False):
-    """How a folder is written; none but ``batch_size`` touches a number, and that one by rounding only."""
+    """How a folder is written; only ``batch_size`` affects the numbers, and only by rounding."""
 
     batch_size: int
     shard_size: int
@@ -51,7 +51,7 @@ class Normal:
 
 
 def keyed_noise(source: Source, seed: int, first: int, n: int) -> Tensor:
-    """The noise of rows ``first`` to ``first + n - 1``, shape (n, ...): it depends on the seed and the row alone.
+    """The noise of rows ``first`` to ``first + n - 1``, shape (n, ...): it depends only on the seed and the row.
 
     Example:
         >>> noise = keyed_noise(Normal((2,)), seed=0, first=0, n=300)
@@ -67,7 +67,7 @@ def keyed_noise(source: Source, seed: int, first: int, n: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Generation:
-    """A velocity with everything that decides its rows; made by :func:`generation`."""
+    """A velocity with everything that determines its rows; made by :func:`generation`."""
 
     velocity: Velocity
     source: Source
@@ -84,14 +84,14 @@ class Generation:
         solution = sample(self.velocity, x0.to(device), y=on_device, solver=self.solver)
         x1 = solution.x.cpu()
         if not bool(torch.isfinite(x1).all()):
-            raise RuntimeError(f"velocity: the data of rows {first} to {first + n - 1} are not all finite")
+            raise RuntimeError(f"velocity: the samples of rows {first} to {first + n - 1} are not all finite")
         return x0, x1, y, solution.nfe
 
 
 def generation(
     velocity: Velocity, source: Source | Sequence[int], *, n: int, y: Tensor | None, seed: int, solver: Solver
 ) -> Generation:
-    """The arguments of :func:`generate`, checked."""
+    """The validated arguments of :func:`generate`."""
     validate.positive_int("n", n)
     validate.positive_int("seed", seed, at_least=0)
     return Generation(velocity, as_source(source), as_labels(y, n, velocity), int(seed), solver)
@@ -108,11 +108,11 @@ def generate(
     name: str | None = None,
     progress: bool | None = None,
 ) -> ShardFolder:
-    """Write n rows into a folder, going on where an earlier call was stopped; processes share the shards."""
+    """Write n rows into a folder, resuming where an earlier call was stopped; the shards are split among processes."""
     for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         validate.positive_int(argument, value)
     n, batch_size, shard_size = int(n), int(batch_size), int(shard_size)
-    x0, *_ = rows.rows(0, 1)  # on trial: what is wrong with the arguments shows before anything is written
+    x0, *_ = rows.rows(0, 1)  # a trial, so that invalid arguments fail before anything is written
     settings = {
         "n": n,
         "shape": list(x0.shape[1:]),
@@ -137,7 +137,7 @@ def generate(
 
 
 def _fill(folder: ShardFolder, k: int, arrays: dict[str, Any], rows: Generation, *, batch_size: int, bar: Any) -> float:
-    """Write shard k, batch by batch; the model calls of a row, on average."""
+    """Write shard k batch by batch; returns the mean number of model calls for a row."""
     calls, all_rows = 0, folder.rows(k)
     for start in range(0, len(all_rows), batch_size):
         batch = all_rows[start : start + batch_size]
@@ -151,21 +151,21 @@ def _fill(folder: ShardFolder, k: int, arrays: dict[str, Any], rows: Generation,
 
 
 def as_source(source: Source | Sequence[int]) -> Source:
-    """A shape as standard normal noise; anything with ``sample`` as it is."""
+    """Standard normal noise for a shape; an object with ``sample`` unchanged."""
     if isinstance(source, Sequence) and not isinstance(source, str):
         for size in source:
             validate.positive_int("source", size)
         return Normal(tuple(source))
     if isinstance(source, type) or not callable(getattr(source, "sample", None)):
         raise TypeError(
-            "source: expected the shape of a sample, such as (1, 28, 28), or something with sample(n, generator=None); "
+            "source: expected the shape of a sample, such as (1, 28, 28), or an object with sample(n, generator=None); "
             f"got {validate.described(source)}"
         )
     return source
 
 
 def as_labels(y: Tensor | None, n: int, velocity: Velocity) -> Tensor | None:
-    """Labels as they are stored, checked: long, on the CPU."""
+    """The validated labels as they are stored: int64, on the CPU."""
     if y is None:
         return None
     null_label = null_label_of(velocity)
@@ -181,12 +181,12 @@ def _identity(velocity: Velocity, name: str | None) -> str:
         return digest(velocity)
     except TypeError as error:
         raise ValueError(
-            f"name: expected a word that says what the velocity is, for the folder to be known by: {error}; got None"
+            f"name: expected a name that identifies the velocity in the folder's manifest, since {error}; got None"
         ) from error
 
 
 def _bar(show: bool | None, rank: int, folder: ShardFolder, mine: range, missing: list[int]) -> Any:
-    """A bar over this process's rows, on the first process."""
+    """A progress bar over this process's rows, shown on the first process."""
     total = sum(len(folder.rows(k)) for k in mine)
     left = sum(len(folder.rows(k)) for k in set(mine) & set(missing))
     return progress.bar(False if rank > 0 else show, total=total, initial=total - left, unit=folder.unit)

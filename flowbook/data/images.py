@@ -1,4 +1,4 @@
-"""Images: tensors ``(images, labels)`` of known sets, and folders of one's own."""
+"""Images: standard data sets as tensors ``(images, labels)``, and your own folders of images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ ImageTensors = tuple[Tensor, Tensor]
 Split = Literal["train", "test"]
 
 
-# Images ---------------------------------------------------------------------------------------------------------------
-
-
 def digits(split: Split = "train") -> ImageTensors:
-    """scikit-learn's 1,797 real handwritten digits, 8 x 8 and grey; they need no download.
+    """scikit-learn's 1,797 real handwritten digits, 8 x 8, greyscale; they need no download.
 
     Args:
-        split: "train" (1,437 images) or "test" (360), drawn once and for all by class.
+        split: "train" (1,437 images) or "test" (360), a fixed split stratified by class.
 
     Example:
         >>> images, labels = digits("test")
@@ -41,34 +38,34 @@ def digits(split: Split = "train") -> ImageTensors:
 
 
 def mnist(split: Split = "train", root: str | Path | None = None) -> ImageTensors:
-    """MNIST, 28 x 28 and grey: 60,000 images to train on, 10,000 to test on (LeCun et al. 1998).
+    """MNIST, 28 x 28, greyscale: 60,000 training and 10,000 test images (LeCun et al. 1998).
 
     Args:
         split: "train" or "test".
         root: where torchvision keeps its data; by default the folder named by ``FLOWBOOK_DATA``, or
-            ``~/.cache/flowbook``. What is missing there is downloaded.
+            ``~/.cache/flowbook``. Missing data are downloaded there.
     """
     return _from_torchvision("MNIST", split, root)
 
 
 def fashion_mnist(split: Split = "train", root: str | Path | None = None) -> ImageTensors:
-    """Fashion-MNIST, 28 x 28 and grey, as :func:`mnist` (Xiao et al. 2017)."""
+    """Fashion-MNIST, 28 x 28, greyscale, as :func:`mnist` (Xiao et al. 2017)."""
     return _from_torchvision("FashionMNIST", split, root)
 
 
 def cifar10(split: Split = "train", root: str | Path | None = None) -> ImageTensors:
-    """CIFAR-10, 32 x 32 and coloured: 50,000 images to train on, 10,000 to test on (Krizhevsky 2009)."""
+    """CIFAR-10, 32 x 32, color: 50,000 training and 10,000 test images (Krizhevsky 2009)."""
     return _from_torchvision("CIFAR10", split, root)
 
 
 def image_folder(root: str | Path, size: int, flip: bool = False, labels: bool = True) -> Dataset[Any]:
-    """A folder of images in one subfolder per class: resized, cropped to a centred square, in [-1, 1].
+    """A folder of images in one subfolder per class: resized, center-cropped to a square, in [-1, 1].
 
     Args:
         root: the folder.
         size: height and width of the result.
         flip: mirror each image left to right with probability 1/2 whenever it is read.
-        labels: False leaves them out, for a model without classes.
+        labels: False omits the labels, for an unconditional model.
 
     Returns:
         A Dataset of (image (3, size, size), label), or of images alone; its ``classes`` name the subfolders.
@@ -127,18 +124,18 @@ def _from_torchvision(name: str, split: Split, root: str | Path | None) -> Image
     build = getattr(datasets, name)
     try:
         stored = build(str(folder), train=split == "train", download=False)
-    except RuntimeError:  # torchvision's word for "not there"
+    except RuntimeError:  # raised by torchvision for missing data
         from filelock import FileLock
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f".{name}.lock"):  # the processes of a run ask at once; one of them fetches
+            with FileLock(folder / f".{name}.lock"):  # one of a run's processes downloads
                 stored = build(str(folder), train=split == "train", download=True)
         except (RuntimeError, OSError) as error:
             raise RuntimeError(
                 f"{name} is neither in {folder} nor could it be downloaded ({error}). Put the files where "
-                f"torchvision.datasets.{name}({str(folder)!r}) finds them, or name the folder that has them in the "
-                "environment variable FLOWBOOK_DATA"
+                f"torchvision.datasets.{name}({str(folder)!r}) finds them, or set the environment variable "
+                "FLOWBOOK_DATA to the folder that has them"
             ) from error
     images = torch.as_tensor(stored.data)
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
@@ -146,7 +143,7 @@ def _from_torchvision(name: str, split: Split, root: str | Path | None) -> Image
 
 
 def grey_levels(x1: Tensor, levels: int) -> Tensor:
-    """The number of each value's grey level, 0 to levels - 1, as a float tensor.
+    """The index of each value's grey level, 0 to levels - 1, as a float tensor.
 
     Example:
         >>> grey_levels(torch.tensor([-1.0, 0.0, 1.0]), levels=3)
@@ -157,5 +154,5 @@ def grey_levels(x1: Tensor, levels: int) -> Tensor:
     place = (x1 + 1) * (levels - 1) / 2
     k = place.round()
     if not bool(((place - k).abs() < 1e-2).all()) or not bool(((k >= 0) & (k < levels)).all()):
-        raise ValueError(f"x1: expected {levels} equidistant values from -1 to 1, as discrete data have; got others")
+        raise ValueError(f"x1: expected {levels} equidistant values from -1 to 1 (discrete data); got other values")
     return k

@@ -1,6 +1,6 @@
-r"""Images that a model of digits has not seen, and that need no download: letters, patches of photographs, corruptions.
+r"""Out-of-distribution images for models of digits, without a download: letters, patches of photographs, corruptions.
 
-All are grey and in [-1, 1], shape (N, 1, size, size), light on dark as the digits are.
+All are greyscale in [-1, 1], shape (N, 1, size, size), light on dark like the digits.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def letters(size: int = 8, margin: int = 0, levels: int = 256) -> ImageTensors:
     """The 26 capital letters in the twelve styles of DejaVu, 312 images; O and I look like digits, as they should.
 
     Args:
-        size: height and width; each letter fills it but for the margin, as the digits do.
+        size: height and width; each letter fills it except for the margin, like the digits.
         margin: dark pixels around a letter, 4 for MNIST's 28 x 28.
         levels: the number of grey levels, 17 for scikit-learn's digits.
 
     Returns:
-        Images (312, 1, size, size) and the letters' places in the alphabet (312,), 0 to 25.
+        Images (312, 1, size, size) and the letters' positions in the alphabet (312,), 0 to 25.
 
     Example:
         >>> images, alphabet = letters(size=8, levels=17)
@@ -62,17 +62,17 @@ def letters(size: int = 8, margin: int = 0, levels: int = 256) -> ImageTensors:
             image.paste(ink, ((size - ink.width) // 2, (size - ink.height) // 2))
             images.append(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(1, size, size))
     alphabet = torch.arange(26).repeat(len(fonts))
-    return _quantised(torch.stack(images) / 127.5 - 1.0, levels), alphabet
+    return _quantized(torch.stack(images) / 127.5 - 1.0, levels), alphabet
 
 
 def photo_patches(n: int, size: int = 8, levels: int = 256, generator: torch.Generator | None = None) -> ImageTensors:
-    """Square patches, cut anywhere from scikit-learn's two photographs, a temple and a flower, made grey.
+    """Square patches at random positions of scikit-learn's two photographs, a temple and a flower, in greyscale.
 
     Args:
-        n: how many.
+        n: number of patches.
         size: height and width.
         levels: the number of grey levels, 17 for scikit-learn's digits.
-        generator: of the places.
+        generator: for the positions.
 
     Returns:
         Images (n, 1, size, size) and the photograph each is from, 0 or 1, shape (n,).
@@ -98,18 +98,18 @@ def photo_patches(n: int, size: int = 8, levels: int = 256, generator: torch.Gen
     left = torch.randint(width - size + 1, (n,), generator=generator)
     side = torch.arange(size)
     patches = photographs[which[:, None, None], (top[:, None] + side)[:, :, None], (left[:, None] + side)[:, None, :]]
-    return _quantised(patches[:, None] / 127.5 - 1.0, levels), which
+    return _quantized(patches[:, None] / 127.5 - 1.0, levels), which
 
 
 def corrupt(images: Tensor, kind: str, generator: torch.Generator | None = None) -> Tensor:
-    """Images damaged in one of six ways.
+    """Images with one of six corruptions.
 
     Args:
         images: (N, C, H, W) in [-1, 1].
         kind: "noise", Gaussian of standard deviation 0.5, clipped to [-1, 1]; "blur", the mean over 3 x 3 pixels;
-            "negative", dark for light; "rotated", by half a turn; "occluded", a dark rectangle of half the sides at a
-            random place; or "shuffled", each image's pixels in a random order of its own.
-        generator: of the random ones.
+            "negative", with inverted brightness; "rotated", by half a turn; "occluded", a dark rectangle of half the
+            sides at a random position; or "shuffled", each image's pixels in its own random order.
+        generator: for the random corruptions.
 
     Returns:
         Images of the same shape.
@@ -165,6 +165,6 @@ CORRUPTIONS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
 }
 
 
-def _quantised(images: Tensor, levels: int) -> Tensor:
+def _quantized(images: Tensor, levels: int) -> Tensor:
     """The nearest of ``levels`` equidistant values from -1 to 1."""
     return ((images + 1) * (levels - 1) / 2).round() * 2 / (levels - 1) - 1

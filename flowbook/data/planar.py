@@ -12,12 +12,10 @@ from torch import Tensor
 
 from flowbook._core import validate
 
-# Distributions in the plane -------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Planar:
-    """A distribution in the plane, known by how to draw from it.
+    """A distribution in the plane, defined by how to sample it.
 
     Args:
         name: for titles and messages.
@@ -37,7 +35,7 @@ class Planar:
         return self.draw(n, generator)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density in nats, shape (n,); an error where it has no closed form."""
+        """The log-density in nats, shape (n,); raises ValueError where it has no closed form."""
         if self.density is None:
             raise ValueError(f"log_prob: the density of {self.name} has no closed form")
         validate.float_tensor("x", x)
@@ -47,14 +45,14 @@ class Planar:
 
 
 class Source(Protocol):
-    """Anything that can be drawn from: the planar data, a GaussianMixture."""
+    """Anything that can be sampled, such as planar data or a GaussianMixture."""
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Unpaired:
-    """Two distributions drawn side by side, for a flow from one to the other: the source need not be noise.
+    """Two independent distributions, for a flow from one to the other: the source need not be noise.
 
     Args:
         source: where the flow starts, at t = 0.
@@ -75,7 +73,7 @@ class Unpaired:
             side = getattr(self, name)
             if isinstance(side, type) or not callable(getattr(side, "sample", None)):
                 raise TypeError(
-                    f"{name}: expected something with sample(n, generator=None), such as moons(); got "
+                    f"{name}: expected an object with sample(n, generator=None), such as moons(); got "
                     f"{validate.described(side)}"
                 )
 
@@ -85,7 +83,7 @@ class Unpaired:
 
 
 def moons(noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Planar:
-    """Two interleaved half circles with Gaussian noise, then ``scale * x + shift`` (by default as torchcfm's tutorial).
+    """Two interleaved half circles with Gaussian noise, then ``scale * x + shift`` (defaults from torchcfm's tutorial).
 
     Example:
         >>> moons().sample(3).shape
@@ -158,7 +156,7 @@ def spirals(noise: float = 0.1, turns: float = 1.5, scale: float = 1.0) -> Plana
 def pinwheel(
     blades: int = 5, radial_std: float = 0.3, tangential_std: float = 0.1, rate: float = 0.25, scale: float = 2.0
 ) -> Planar:
-    """Gaussian blades around a centre, twisted the more the farther out (Johnson et al. 2016).
+    """Gaussian blades around a center, twisted more with increasing radius (Johnson et al. 2016).
 
     Example:
         >>> pinwheel().sample(3).shape
@@ -170,8 +168,8 @@ def pinwheel(
     _finite(rate=rate)
     scales = torch.tensor([radial_std, tangential_std])
 
-    # Untwisting is a rotation by an angle that depends on the radius alone: it keeps areas, so the density is that of
-    # the blades before the twist.
+    # Untwisting rotates by an angle that depends only on the radius: it preserves areas, so the density is that of the
+    # blades before the twist.
     def rotate(x: Tensor, angle: Tensor) -> Tensor:
         cos, sin = angle.cos(), angle.sin()
         return torch.stack([cos * x[:, 0] - sin * x[:, 1], sin * x[:, 0] + cos * x[:, 1]], dim=1)

@@ -1,4 +1,4 @@
-r"""Diffusion (chapter 1): add noise in many small steps, learn to predict it, and take it away again.
+r"""Diffusion (chapter 1): add noise in many small steps, learn to predict it, and remove it again.
 
 .. math:: x_i = \sqrt{\bar\alpha_i}\, x_1 + \sqrt{1 - \bar\alpha_i}\, \epsilon
 

@@ -1,4 +1,4 @@
-"""The variational bound: what a model of diffusion promises for the likelihood of discrete data."""
+"""The variational bound of a diffusion model on the likelihood of discrete data."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ def variational_bound(
 ) -> Tensor:
     """The variational upper bound on -log2 p(x1) per dimension, shape (B,) (Ho et al. 2020, equations 5 and 13).
 
-    T model calls: the divergence of prior and x_{T-1}, those of every step, and the likelihood of the discrete data
-    under the last step's Gaussian, integrated over the bin of each value. One draw of noise for each step.
+    T model calls. The bound adds the KL divergence of x_{T-1} from the prior, the KL divergence of every step, and the
+    likelihood of the discrete data under the last step's Gaussian, integrated over the bin of each value. Each step
+    uses one draw of noise.
 
     Args:
         model, schedule, y, clip, prediction: as in :func:`ddpm_sample`.
         x1: discrete data, ``levels`` equidistant values from -1 to 1, shape (B, ...).
         levels: the number of grey levels.
-        variance: of the model's steps, "posterior" or "beta".
-        generator: of the noise.
+        variance: the variance of the model's steps, "posterior" or "beta".
+        generator: for the noise.
 
     Example:
         >>> schedule = NoiseSchedule.linear(1000)
@@ -65,13 +66,13 @@ def variational_bound(
 
 
 def _prior_term(x1: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """The divergence of q(x_{T-1} | x1) from N(0, I), shape (B,)."""
+    """The KL divergence of q(x_{T-1} | x1) from N(0, I), shape (B,)."""
     abar = schedule.alphas_cumprod[-1].to(x1)
     return (0.5 * (abar * x1.square() - abar - torch.log1p(-abar))).flatten(1).sum(1)
 
 
 def _step_term(x1: Tensor, x: Tensor, data: Tensor, schedule: NoiseSchedule, *, i: int, variance: Variance) -> Tensor:
-    """The divergence of the posterior of step i from the model's Gaussian, shape (B,)."""
+    """The KL divergence of the posterior of step i from the model's Gaussian, shape (B,)."""
     theirs, spread = schedule.posterior(x, x1, i)
     mean, _ = schedule.posterior(x, data, i)
     of_model = schedule.betas[i].to(x) if variance == "beta" else spread
@@ -91,8 +92,8 @@ def log_bin(x: Tensor, mean: Tensor, std: Tensor, levels: int) -> Tensor:
     half = 1.0 / (levels - 1)
     upper = torch.where(x > 1 - half, torch.inf, (x + half - mean) / std)
     lower = torch.where(x < -1 + half, -torch.inf, (x - half - mean) / std)
-    # Both ends on the side where the normal's tail is small, or the difference of two ones would be 0.
+    # Both ends in the lower tail: in the upper one both values would round to 1, and their difference to 0.
     flip = lower > 0
     lower, upper = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
     above, below = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
-    return above + torch.log1p(-torch.exp(below - above))  # in logarithms: far out the masses themselves are 0
+    return above + torch.log1p(-torch.exp(below - above))  # in logarithms, since in the tails the masses underflow

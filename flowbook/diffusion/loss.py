@@ -36,9 +36,9 @@ def ddpm_loss(
     Args:
         model: ``model(x, i, y=None)``.
         x1: data, shape (B, ...).
-        schedule: the noise of each step.
+        schedule: the noise schedule.
         y: labels, shape (B,), or None.
-        i: steps, long (B,); every step equally likely when None.
+        i: steps, long (B,); uniform over all steps when None.
         noise: from N(0, I), the shape of x1; drawn when None.
         prediction: what the model predicts and is compared with, as in
             :func:`~flowbook.diffusion.probability_flow`.
@@ -66,11 +66,10 @@ def ddpm_loss(
 
 @dataclass(frozen=True)
 class Diffusion:
-    """:func:`ddpm_loss` of a network that takes a time, as the ``loss(network, batch)`` that ``fit`` asks for.
+    """:func:`ddpm_loss` for a network that takes a time, as the ``loss(network, batch)`` that ``fit`` expects.
 
-    A batch is x1 or (x1, y). What ``fit`` returns, and ``load`` reads, is the network's
-    :func:`~flowbook.diffusion.probability_flow`: a velocity. Its ``model`` is the one that :func:`ddpm_sample` and
-    :func:`ddim_sample` take.
+    A batch is x1 or (x1, y). ``fit`` and ``load`` return the network's :func:`~flowbook.diffusion.probability_flow`, a
+    velocity. Its ``model`` is the one that :func:`ddpm_sample` and :func:`ddim_sample` take.
 
     Example:
         >>> loss = Diffusion(NoiseSchedule.cosine(100))
@@ -95,11 +94,11 @@ class Diffusion:
         )  # fmt: skip
 
     def check(self, network: nn.Module, data: Any) -> None:
-        """Labels of tensors must leave the null label to those that are dropped."""
+        """Raise for labels of tensor data that are not classes of the network; the null label is not one."""
         check_labels(network, data)
 
     def describe(self) -> dict[str, Any]:
-        """What turns a trained network back into a velocity."""
+        """What is needed to turn a trained network into a velocity."""
         return {"betas": self.schedule.betas.tolist(), "prediction": self.prediction}
 
     @classmethod
@@ -109,5 +108,5 @@ class Diffusion:
         return cls(NoiseSchedule(betas), description["prediction"])
 
     def velocity(self, network: nn.Module) -> ProbabilityFlow:
-        """What the trained network predicts, as a velocity."""
+        """The trained network as a velocity."""
         return probability_flow(StepModel(network, self.schedule, self.prediction), self.schedule)

@@ -1,8 +1,8 @@
-r"""What a model of diffusion is, ``model(x, i, y=None)``, and the same model as a velocity.
+r"""Diffusion models, ``model(x, i, y=None)``, and their use as velocities.
 
 x has shape (B, ...), i is the step, long (B,), and y the labels or None. The model predicts the noise in x; or the
-data, or the v of Salimans and Ho (2022), where ``prediction`` says so. :class:`StepModel` makes one of a network that
-takes a time, and knows what it predicts.
+data, or the v of Salimans and Ho (2022), if ``prediction`` says so. :class:`StepModel` turns a network that takes a
+time into such a model, and knows what it predicts.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class StepModel(Wrapper):
 
     Args:
         network: ``network(x, t, y=None)``.
-        schedule: whose steps they are.
-        prediction: what the training made the network predict, "noise", "data" or "v".
+        schedule: the noise schedule that defines the steps.
+        prediction: what the network was trained to predict, "noise", "data" or "v".
 
     Example:
         >>> model = StepModel(lambda x, t, y=None: t.reshape(-1, 1) * x, NoiseSchedule.linear(1000))
@@ -62,7 +62,7 @@ class ProbabilityFlow(ConvertedVelocity):
 
     @property
     def network(self) -> Any:
-        """The network that was trained, behind its steps."""
+        """The trained network inside the model."""
         return self.model.network if isinstance(self.model, StepModel) else self.model
 
     @property
@@ -70,7 +70,7 @@ class ProbabilityFlow(ConvertedVelocity):
         return (2 if self.integer_steps else 1) * model_calls(self.model)
 
     def predict(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """What the model predicts at time t, between two steps where it takes only those."""
+        """The model's prediction at time t, interpolated between two steps if it takes integer steps only."""
         i = ((1.0 - t) * (self.schedule.steps - 1)).expand(len(x))
         if not self.integer_steps:
             return call(self.model, x, i, y)
@@ -85,16 +85,16 @@ def probability_flow(
     r"""A diffusion model as a velocity ``v(x, t, y=None)``, for every function that takes one.
 
     The flow of this velocity has at each time the distribution of the noisy data (Song et al. 2021b, equation 13).
-    t = 0 is step T - 1 and t = 1 is step 0; its small noise is part of the answer. See
+    t = 0 is step T - 1 and t = 1 is step 0, whose small noise remains in the samples. See
     :class:`~flowbook.diffusion.SchedulePath`.
 
     Args:
         model: ``model(x, i, y=None)``. It is called with a float step, shape (B,).
         schedule: the one it was trained with.
-        prediction: what it predicts, "noise", "data" or "v"; None asks a StepModel, and means the noise of
-            others.
-        integer_steps: for a model that only takes integer steps: call it at the two neighbours and interpolate; ``nfe``
-            counts both.
+        prediction: what it predicts, "noise", "data" or "v"; None takes it from a StepModel, and is "noise" for other
+            models.
+        integer_steps: for a model that only takes integer steps: call it at the two nearest steps and interpolate;
+            ``nfe`` counts both.
 
     Example:
         >>> v = probability_flow(lambda x, i: torch.zeros_like(x), NoiseSchedule.linear(1000), prediction="data")
@@ -107,9 +107,9 @@ def probability_flow(
 
 
 def check_model(model: Any, schedule: NoiseSchedule, prediction: Prediction | None) -> Prediction:
-    """What the model predicts; refused is what takes no step, or was made for another schedule or prediction.
+    """What the model predicts; raises for a model that takes no step, or is for another schedule or prediction.
 
-    Networks take a time, and velocities are no predictions: called with a step they would answer something else.
+    Networks take a time, and velocities are not predictions: called with a step, both would return something else.
     """
     validate.instance("schedule", schedule, NoiseSchedule, "NoiseSchedule.linear(1000)")
     if prediction is not None:
@@ -117,8 +117,8 @@ def check_model(model: Any, schedule: NoiseSchedule, prediction: Prediction | No
     model = unwrapped(model)
     if isinstance(model, tuple(models.CLASSES.values())):
         raise TypeError(
-            "model: expected one that takes a step, such as StepModel(network, schedule); "
-            f"{type(model).__name__} takes a time"
+            "model: expected one that takes a step, such as StepModel(network, schedule); got "
+            f"{type(model).__name__}, which takes a time"
         )
     if isinstance(model, ProbabilityFlow):
         raise TypeError(
@@ -131,5 +131,5 @@ def check_model(model: Any, schedule: NoiseSchedule, prediction: Prediction | No
             f"schedule: expected the one that the model was made for, of {model.steps} steps; got {schedule.steps}"
         )
     if prediction not in (None, model.prediction):
-        raise ValueError(f"prediction: the model predicts the {model.prediction}; got {prediction!r}")
+        raise ValueError(f"prediction: expected {model.prediction!r}, which the model predicts; got {prediction!r}")
     return model.prediction

@@ -1,4 +1,4 @@
-"""Samplers of diffusion: ancestral sampling through every step, and DDIM in fewer."""
+"""Samplers for diffusion models: ancestral sampling through every step, and DDIM in fewer steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowbook.diffusion.schedule import NoiseSchedule, Prediction
 from flowbook.velocity import call, evaluating
 
 Variance = Literal["posterior", "beta"]
-"""Of a step backward: right for data that are a single point, or for data from N(0, I)."""
+"""The variance of a reverse step, exact for data that are a single point, or for data from N(0, I)."""
 VARIANCES: tuple[Variance, ...] = get_args(Variance)
 
 
@@ -33,17 +33,17 @@ def ddpm_sample(
 ) -> Tensor:
     """Ancestral sampling: from pure noise through every step to data (Ho et al. 2020, algorithm 2).
 
-    Each step predicts the data, and draws from the posterior of the step before. The last draws nothing.
+    Each step predicts the data, and draws the previous state from its posterior. The last step adds no noise.
 
     Args:
         model: ``model(x, i, y=None)``; it runs in eval mode.
         x: noise, shape (B, ...).
         schedule: the one it was trained with.
         y: labels, shape (B,), or None.
-        variance: "posterior", right for data that are a single point, or "beta", right for data from N(0, I).
+        variance: "posterior", exact for data that are a single point, or "beta", exact for data from N(0, I).
         clip: keep the predicted data within [-clip, clip]; 1 for images, None for data without bounds.
         prediction: what the model predicts, as in :func:`~flowbook.diffusion.probability_flow`.
-        generator: of the noise of the steps.
+        generator: for the noise of the steps.
 
     Returns:
         Samples, shape (B, ...).
@@ -128,7 +128,7 @@ def ddim_steps(total: int, steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with all that turns its prediction at a step into the data."""
+    """A model with everything needed to turn its prediction at a step into the data."""
 
     model: Model
     schedule: NoiseSchedule
@@ -144,13 +144,13 @@ class Predictor:
 
 
 def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers like x, drawn where the generator lives."""
+    """Standard normal numbers like x, drawn on the generator's device."""
     device = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
 
 
 def check_sampling(x: Tensor, y: Tensor | None, clip: float | None) -> None:
-    """Raise for a state, labels or bounds that no sampler takes."""
+    """Raise for a state, labels or bounds that no sampler accepts."""
     validate.float_tensor("x", x, min_dim=1, finite=True)
     if y is not None:
         validate.labels("y", y, len(x))

@@ -22,10 +22,10 @@ from flowbook._core import validate
 
 Prediction = Literal["noise", "data", "v"]
 
-"""What a model of steps predicts; "v" is that of Salimans and Ho (2022), not dx/dt."""
+"""What a diffusion model predicts; "v" is the v of Salimans and Ho (2022), not dx/dt."""
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 LARGEST_SIGNAL = 0.1
-"""A schedule that keeps more than this of the data's amplitude at its last step does not reach noise."""
+"""A schedule whose last step keeps more than this of the data's amplitude does not reach pure noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,8 @@ class NoiseSchedule:
         betas: the variance added by each step, shape (T,), in (0, 1); kept in float64.
 
     Warns:
-        UserWarning: when the last step still shows more than a tenth of the data's amplitude: sampling, which starts
-            from pure noise, then starts in the wrong place.
+        UserWarning: when the last step keeps more than a tenth of the data's amplitude: sampling starts from pure
+            noise, which is then the wrong distribution.
 
     Example:
         >>> schedule = NoiseSchedule.linear(1000)
@@ -68,12 +68,12 @@ class NoiseSchedule:
     def linear(
         cls, steps: int, beta_start: float = 1e-4, beta_end: float = 0.02, rescale: bool = False
     ) -> NoiseSchedule:
-        """Betas that grow linearly (Ho et al. 2020, section 4), made for 1,000 steps.
+        """Betas that grow linearly (Ho et al. 2020, section 4), designed for 1,000 steps.
 
         Args:
             steps: T.
             beta_start, beta_end: the first and last beta.
-            rescale: multiply both by 1000 / steps, so that another number of steps adds as much noise in all.
+            rescale: multiply both by 1000 / steps, so that another number of steps adds the same noise in total.
 
         Example:
             >>> NoiseSchedule.linear(1000).betas[0]
@@ -90,11 +90,11 @@ class NoiseSchedule:
         Args:
             steps: T.
             offset: their s, which keeps the first betas from being too small.
-            largest: the last betas are cut to this.
+            largest: the last betas are clipped to this.
 
-        Next to pure noise the data's amplitude changes hundreds of times faster than on the linear schedule. Sample its
-        probability flow with DDIM, or with "midpoint", whose result gives the slope at t = 0 no weight; and let a
-        network predict v, since noise turned into data is divided by that amplitude.
+        Near pure noise the data's amplitude changes hundreds of times faster than on the linear schedule. Sample its
+        probability flow with DDIM, or with "midpoint", which gives the slope at t = 0 no weight; and let a network
+        predict v, since the conversion of noise to data divides by that amplitude.
 
         Example:
             >>> NoiseSchedule.cosine(100).betas[-1]
@@ -129,7 +129,7 @@ class NoiseSchedule:
         return torch.log(self.alphas_cumprod) - torch.log1p(-self.alphas_cumprod)
 
     def on(self, device: torch.device) -> NoiseSchedule:
-        """The same schedule with its tensors on a device. It is kept: moving them at every use would wait for a GPU.
+        """The same schedule with its tensors on a device. It is cached: moving them at every use would wait for a GPU.
 
         Example:
             >>> schedule = NoiseSchedule.linear(1000)
@@ -145,7 +145,7 @@ class NoiseSchedule:
         return copies[device]
 
     def add_noise(self, x1: Tensor, i: Tensor | int, noise: Tensor) -> Tensor:
-        """x_i in one jump (Ho et al. 2020, equation 4).
+        """x_i directly from the data (Ho et al. 2020, equation 4).
 
         Args:
             x1: data, shape (B, ...).
@@ -162,7 +162,7 @@ class NoiseSchedule:
         return signal * x1 + spread * noise
 
     def predict_data(self, x: Tensor, i: Tensor | int, noise: Tensor) -> Tensor:
-        """The data that x_i and the noise in it leave, the inverse of :meth:`add_noise`, shape (B, ...).
+        """The data, given x_i and the noise in it: the inverse of :meth:`add_noise`, shape (B, ...).
 
         Example:
             >>> schedule = NoiseSchedule.cosine(10)
@@ -175,9 +175,9 @@ class NoiseSchedule:
     def convert(
         self, value: Tensor, x: Tensor, i: Tensor | int, source: Prediction = "noise", target: Prediction = "data"
     ) -> Tensor:
-        r"""Turn a prediction of noise, data or v at (x_i, i) into another.
+        r"""Convert a prediction of noise, data or v at (x_i, i) into another.
 
-        v is that of Salimans and Ho (2022), :math:`\sqrt{\bar\alpha}\,\epsilon - \sqrt{1-\bar\alpha}\,x_1`: the
+        v is the v of Salimans and Ho (2022), :math:`\sqrt{\bar\alpha}\,\epsilon - \sqrt{1-\bar\alpha}\,x_1`: the
         derivative along the arc from data to noise. It is not dx/dt, the velocity of this book, which is
         :func:`~flowbook.diffusion.probability_flow`.
 
@@ -205,7 +205,7 @@ class NoiseSchedule:
     def posterior(self, x: Tensor, x1: Tensor, i: Tensor | int) -> tuple[Tensor, Tensor]:
         """Mean and variance of x_{i-1}, given x_i and the data (Ho et al. 2020, equations 6 and 7).
 
-        At i = 0 what lies before is the data itself: the mean is x1, exactly, and the variance 0.
+        At i = 0 the previous state is the data itself: the mean is x1, exactly, and the variance 0.
 
         Args:
             x: x_i, shape (B, ...).
@@ -227,9 +227,9 @@ class NoiseSchedule:
         return at(of_data) * x1 + at(of_state) * x, at(variance)
 
     def posterior_coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What :meth:`posterior` multiplies the data and x_i with, and its variance, each of shape (T,).
+        """The factors of the data and of x_i in :meth:`posterior`, and its variance, each of shape (T,).
 
-        At i = 0 they are exactly 1, 0 and 0: rounding must not blur it.
+        At i = 0 they are exactly 1, 0 and 0, without rounding.
         """
         abar = self.alphas_cumprod
         before = torch.cat([abar.new_ones(1), abar[:-1]])
@@ -251,7 +251,7 @@ class NoiseSchedule:
         return lambda table: table[index].to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
 
     def check_step(self, i: Tensor | int, batch: int) -> Tensor:
-        """``i`` as a tensor, () or (batch,); negative steps are refused, which as an index would mean the last."""
+        """``i`` as a tensor, () or (batch,); raises for negative steps, which as indices would count from the end."""
         if isinstance(i, int) and not isinstance(i, bool):
             i = torch.tensor(i)
         if not isinstance(i, Tensor) or i.is_floating_point() or i.dtype == torch.bool:

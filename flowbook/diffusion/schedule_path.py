@@ -15,7 +15,7 @@ class SchedulePath(Path):
 
     Between the steps the logarithm of the signal-to-noise ratio, :math:`\lambda`, is interpolated by monotone cubics
     (Fritsch and Butland 1984), so that the velocity is continuous, and :math:`\alpha^2 = 1/(1 + e^{-\lambda})`,
-    :math:`\sigma^2 = 1 - \alpha^2`. At t = 1 the small noise of step 0 is left, and at t = 0 the small signal of step
+    :math:`\sigma^2 = 1 - \alpha^2`. At t = 1 the small noise of step 0 remains, and at t = 0 the small signal of step
     T - 1.
 
     Example:
@@ -26,7 +26,7 @@ class SchedulePath(Path):
 
     def __init__(self, schedule: NoiseSchedule):
         if schedule.steps < 2:
-            raise ValueError("schedule: a path needs at least 2 steps; got 1")
+            raise ValueError("schedule: expected at least 2 steps for a path; got 1")
         from scipy.interpolate import PchipInterpolator
 
         self.schedule = schedule
@@ -47,16 +47,16 @@ class SchedulePath(Path):
         return ((a * s + b) * s + c) * s + d
 
     def log_snr_dot(self, t: Tensor | float) -> Tensor:
-        """Its derivative by t."""
+        """The derivative of :meth:`log_snr` with respect to t."""
         (a, b, c, _), s = self._cubic(t)
         return ((3 * a * s + 2 * b) * s + c) * (self.schedule.steps - 1)
 
     def _cubic(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """The coefficients between the two steps around t, and how far t lies behind the first, from 0 to 1."""
+        """The coefficients between the two steps around t, and the position of t between them, from 0 to 1."""
         t = tensor_of(t)
         place = t * (self.schedule.steps - 1)
         left = place.floor().clamp(0, self.schedule.steps - 2).long()
-        if t.device not in self._cubics:  # once, or every evaluation would wait for a GPU
+        if t.device not in self._cubics:  # only once, since it waits for a GPU
             self._cubics[t.device] = self._cubics[self.schedule.betas.device].to(t.device)
         cubics = self._cubics[t.device].index_select(1, left.flatten())  # [:, left] would read a scalar's value
         return cubics.reshape(4, *left.shape).to(t.dtype), place - left

@@ -1,10 +1,10 @@
-r"""Inversion (chapter 5): the same velocity, solved from data to noise, and what that is good for.
+r"""Inversion (chapter 5): the same velocity, solved from data to noise, and its applications.
 
 .. math:: x_0 = x_1 + \int_1^0 v(x_t, t)\, dt
 
-An ODE has one way back; a sampler that draws noise at every step has many. The latent has as many numbers as the data.
-Labels and solver are those of :func:`flowbook.solvers.solve`. Images go in and come out in [-1, 1]: nothing here
-normalises them.
+The backward solve of an ODE is unique; a sampler that draws noise at every step has no unique inverse. The latent has
+the dimension of the data. Labels and solver are as in :func:`flowbook.solvers.solve`. Images are in [-1, 1] on input
+and output: nothing here normalizes them.
 """
 
 from flowbook.inversion.anomaly import Score, anomaly_score

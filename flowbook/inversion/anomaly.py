@@ -1,7 +1,7 @@
-r"""Anomaly scores (chapter 5): how unlike the training data a sample is, by four readings of one velocity.
+r"""Anomaly scores (chapter 5): how unlike the training data a sample is, by four scores from one velocity.
 
-No score is right for every anomaly. A high likelihood is no proof that a sample is one of the data: smooth or empty
-images have higher likelihoods than the training data have (Nalisnick et al. 2019a). Scores of two sets are compared by
+No score is right for every anomaly. A high likelihood does not prove that a sample belongs to the data: smooth or empty
+images have higher likelihoods than the training data (Nalisnick et al. 2019a). Compare the scores of two sets with
 ``sklearn.metrics.roc_auc_score``.
 """
 
@@ -46,30 +46,30 @@ def anomaly_score(
     r"""How unlike the training data each sample is, shape (B,); larger is more anomalous.
 
     * "likelihood": :math:`-\log p(x)`, in nats.
-    * "typicality": :math:`|\log p(x) - m|`, in nats. What is much likelier than data are is as suspect as what is much
+    * "typicality": :math:`|\log p(x) - m|`, in nats. A sample much likelier than the data is as suspicious as one much
       less likely (Nalisnick et al. 2019b, for single samples).
     * "latent_norm": :math:`|\|x_0\|^2 - m| / D`, with the latent :math:`x_0`.
-    * "reconstruction": :math:`\|d(x + s\epsilon) - x\|^2 / D`. Noise is added and taken away again by the posterior
-      mean d: the model can put back only what it has seen (Graham et al. 2023).
+    * "reconstruction": :math:`\|d(x + s\epsilon) - x\|^2 / D`. Noise is added and removed again by the posterior mean
+      d: the model can restore only what it has seen (Graham et al. 2023).
 
-    m is the mean of the same quantity over the reference: data like those that the model was trained on, best held out.
-    A latent of N(0, I) has m = D, which is taken without a reference; where data fill no volume, as images with a black
-    margin, or where steps are coarse, the latents are of another length, and only a reference says of which.
+    m is the mean of the same quantity over the reference: data like the training data, preferably held out. Latents
+    from N(0, I) have m = D, the default without a reference; where the data fill no volume, such as images with a black
+    margin, or where steps are coarse, latents have a different length, which only a reference reveals.
 
     Args:
-        velocity: ``v(x, t, y=None)``, trained on data that are not anomalous.
+        velocity: ``v(x, t, y=None)``, trained on data without anomalies.
         x: samples, shape (B, ...).
         kind: "likelihood", "typicality", "latent_norm" or "reconstruction".
         y: labels, shape (B,); a class-conditional model reads None as its null label.
-        reference: for "typicality" and "latent_norm", data (N, ...), scored without labels; or m itself, a number,
-            where it is known already.
-        options: of :func:`~flowbook.cnf.log_prob` for the first two, of :func:`~flowbook.inversion.invert` for the
-            third, all by rk4 with 50 steps unless told otherwise: with fixed steps a score does not depend on the rest
-            of the batch. For reconstruction ``noise_std`` (1), the number of ``draws`` averaged (1), ``generator``, and
-            ``path`` as in :func:`~flowbook.inversion.denoise`.
+        reference: for "typicality" and "latent_norm", data (N, ...), scored without labels; or m itself, a number, if
+            it is known already.
+        options: as in :func:`~flowbook.cnf.log_prob` for "likelihood" and "typicality", as in
+            :func:`~flowbook.inversion.invert` for "latent_norm", by default rk4 with 50 steps: with fixed steps a score
+            does not depend on the rest of the batch. For "reconstruction" ``noise_std`` (1), the number of ``draws``
+            averaged (1), ``generator``, and ``path`` as in :func:`~flowbook.inversion.denoise`.
 
     Raises:
-        ValueError, TypeError: for arguments that do not fit; for options and references that the kind does not take.
+        ValueError, TypeError: for invalid arguments, and for options and references that the kind does not take.
 
     Example:
         >>> still = lambda x, t: torch.zeros_like(x)  # the data are the noise
@@ -86,7 +86,7 @@ def anomaly_score(
     dims = x[0].numel() if len(x) else 1
     if isinstance(reference, Tensor):
         reference = float(measure(velocity, reference, None, options).mean())
-    gap = (value - (dims if reference is None else reference)).abs()  # _check has seen to typicality's reference
+    gap = (value - (dims if reference is None else reference)).abs()  # _check requires one for typicality
     return gap / dims if kind == "latent_norm" else gap
 
 
@@ -124,11 +124,11 @@ def _check(x: Tensor, kind: Score, y: Tensor | None, reference: Tensor | float |
     validate.one_of("kind", kind, SCORES)
     for name in options:
         if name not in OPTIONS[kind]:
-            raise TypeError(f"{name}: no option of the score {kind!r}; expected {', '.join(OPTIONS[kind])}")
+            raise TypeError(f"{name}: not an option of the score {kind!r}; expected {', '.join(OPTIONS[kind])}")
     validate.float_tensor("x", x, min_dim=2, finite=True)
     if kind in ("likelihood", "reconstruction"):
         if reference is not None:
-            raise ValueError(f"reference: the score {kind!r} takes none; got {validate.described(reference)}")
+            raise ValueError(f"reference: expected None for the score {kind!r}; got {validate.described(reference)}")
     elif reference is None:
         if kind == "typicality":
             raise ValueError("reference: expected data to compare the likelihood with, or their mean log p; got None")
@@ -137,6 +137,6 @@ def _check(x: Tensor, kind: Score, y: Tensor | None, reference: Tensor | float |
         if reference.shape[1:] != x.shape[1:] or len(reference) == 0:
             raise ValueError(f"reference: expected data like x, {tuple(x.shape)}; got {tuple(reference.shape)}")
         if y is not None:
-            raise ValueError("reference: data come without labels, and x with some; expected their mean, a number")
+            raise ValueError("reference: expected the mean, a number, where x has labels; got data without labels")
     else:
         validate.number("reference", reference, -math.inf, math.inf, low_open=True, high_open=True)

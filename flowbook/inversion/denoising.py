@@ -1,11 +1,11 @@
-r"""Denoising with a velocity (chapter 5): enter the path where its noise is as strong as the image's.
+r"""Denoising with a velocity (chapter 5): enter the path at the time when its noise is as strong as the image's.
 
 A noisy observation :math:`x = x_1 + s\,\epsilon`, times alpha(t), is a state of the path at the time t at which
 
 .. math:: \sigma(t) / \alpha(t) = s.
 
-From there on the model knows what to do. One evaluation gives the mean of the data that fit the observation, and no
-estimate has a smaller squared error; the ODE leads to one point that could be data, and pays for it.
+One evaluation of the model at this state gives the posterior mean of the data, and no estimate has a smaller expected
+squared error; the ODE from there ends in one plausible data point, with a larger error.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Denoised:
     noise_std: Tensor
     """The noise level that was given or estimated, shape () or (B,)."""
     nfe: int
-    """The number of model calls, those that estimate the noise level included."""
+    """The number of model calls, including the estimate of the noise level."""
 
 
 def denoise(
@@ -59,20 +59,20 @@ def denoise(
 
     Args:
         velocity: ``v(x, t, y=None)``, trained on data without noise.
-        x: the observation, shape (B, ...), in the units of the data: as noise is added, not shrunk as the path does.
+        x: the observation, shape (B, ...), in the units of the data: with noise added, not scaled by the path's alpha.
         noise_std: s, one number or one for each sample, shape (B,); None estimates it, by :func:`estimate_noise`.
-        path: the one that the velocity was trained on; None takes that of a velocity made by conversion, such as
+        path: the one that the velocity was trained on; None takes the path of a velocity made by conversion, such as
             :func:`~flowbook.diffusion.probability_flow`, and LinearPath() for others.
         estimate: "mean", the posterior mean :math:`E[x_1 \mid x]`, in one evaluation; or "ode", the end of the flow
-            through the observation, whose squared error is larger: it is one point that looks like data, where the mean
-            is what all of those that fit have in common, and blurred.
+            through the observation, whose squared error is larger: it is one point that looks like data, while the mean
+            averages over all points that fit, and is blurred.
         y: labels, shape (B,).
-        generator: of the estimate of the noise.
+        generator: for the estimate of the noise level.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields; for "ode" only.
 
     Raises:
-        ValueError, TypeError: for arguments that do not fit, and for a noise that the path does not have (on that of a
-            diffusion schedule, less than step 0 has).
+        ValueError, TypeError: for invalid arguments, and for a noise level that the path does not reach (for a
+            diffusion schedule, one below the noise of step 0).
 
     Example:
         >>> from flowbook.analytic import GaussianMixture
@@ -87,8 +87,8 @@ def denoise(
     validate.instance("path", path, Path, "LinearPath()")
     validate.one_of("estimate", estimate, ESTIMATES)
     if solver and estimate == "mean":
-        raise TypeError(f"{next(iter(solver))}: estimate='mean' solves nothing; expected no options of a solver")
-    reason = "denoise enters the path at the time of its noise and returns the end only"
+        raise TypeError(f"{next(iter(solver))}: expected no solver options, since estimate='mean' solves no ODE")
+    reason = "denoise enters the path at the time of its noise level and returns the end only"
     refuse(solver, ("t0", "t1", "save_at"), reason)
     chosen = as_solver(solver)
     spent = 0
@@ -110,7 +110,7 @@ def time_of_noise(path: Path, noise_std: Tensor | float) -> Tensor:
     """The time at which the path has the noise level sigma(t) / alpha(t) = noise_std, in float64.
 
     Args:
-        path: any; its noise level falls with t.
+        path: any path; its noise level decreases with t.
         noise_std: one number, or a tensor of any shape.
 
     Raises:
@@ -128,7 +128,7 @@ def time_of_noise(path: Path, noise_std: Tensor | float) -> Tensor:
     def excess(t: Tensor) -> Tensor:  # of the path's noise over the wanted one, without a division by alpha(0) = 0
         return path.sigma(t) - s * path.alpha(t)
 
-    # What a path leaves at t = 1 is typed with a few digits: 0.01 for the 0.010001 of a schedule.
+    # A path's noise level at t = 1 is often given with a few digits: 0.01 for the 0.010001 of a schedule.
     if not bool(((excess(low) >= 0) & (excess(high) <= 1e-3 * path.sigma(high))).all()):
         first, last = (float(path.sigma(end) / path.alpha(end)) for end in (0.0, 1.0))
         raise ValueError(
@@ -156,18 +156,19 @@ def estimate_noise(
 
     .. math:: s^2 D = \|x - d(x)\|^2 + s^2\, \nabla\!\cdot d(x):
 
-    what the model takes away, and what it leaves in because it cannot tell it from data. (By the heat equation, the
-    derivative of :math:`\log p_s(x)` by s is s times :math:`\|\nabla \log p\|^2 + \Delta \log p`.) Without the second
-    term the estimate is too small, on the digits of 8 x 8 by a third for s = 0.2. Its standard deviation is about
-    :math:`s / \sqrt{2 D}` plus what the data and the probe add: in the plane one observation tells next to nothing.
+    the noise that the model removes, and the noise that it leaves because it cannot be told from data. (By the heat
+    equation, the derivative of :math:`\log p_s(x)` with respect to s is s times
+    :math:`\|\nabla \log p\|^2 + \Delta \log p`.) Without the second term the estimate is too small, on the 8 x 8 digits
+    by a third for s = 0.2. Its standard deviation is about :math:`s / \sqrt{2 D}` plus the contributions of the data
+    and the probe: in the plane one observation carries almost no information.
 
     Args:
-        velocity, x, path, y: as of :func:`denoise`.
-        generator: of the probe of the divergence.
+        velocity, x, path, y: as in :func:`denoise`.
+        generator: for the probe of the divergence.
 
     Returns:
-        Shape (B,), by 16 evaluations, each with one vector-Jacobian product. It stays within the levels of the path:
-        data without noise come out at the smallest.
+        Shape (B,), by 16 evaluations, each with one vector-Jacobian product. It stays within the noise levels of the
+        path: for data without noise it is the smallest of them.
 
     Example:
         >>> from flowbook.analytic import GaussianMixture
@@ -196,13 +197,13 @@ def estimate_noise(
             noisier = seen > variance  # than the path is at t
             low, high = torch.where(noisier, low, t), torch.where(noisier, t, high)
     if not bool(torch.isfinite(seen).all()):
-        raise RuntimeError("velocity: expected finite values to estimate the noise from; got NaN or infinite ones")
+        raise RuntimeError("velocity: expected finite values to estimate the noise from; got NaN or infinity")
     t = 0.5 * (low + high)
     return path.sigma(t) / path.alpha(t)
 
 
 def _posterior_mean(velocity: Velocity, x: Tensor, t: Tensor, y: Tensor | None, path: Path) -> Tensor:
-    """The velocity at the state that x is on the path, as the data estimate."""
+    """The posterior mean of the data, converted from the velocity at the path's state alpha x."""
     state = path.alpha(per_sample(t, x)) * x
     v = call(velocity, state, t, y)
     validate.velocity_like(v, x)
@@ -216,7 +217,7 @@ def _follow(velocity: Velocity, state: Tensor, t: Tensor, y: Tensor | None, solv
         solution = solve(velocity, state, start, 1.0, y=y, solver=solver.between(start, 1.0))
         return solution.x, solution.nfe
 
-    def together(state: Tensor, share: Tensor, y: Tensor | None = None) -> Tensor:  # each its own way, in one time
+    def together(state: Tensor, share: Tensor, y: Tensor | None = None) -> Tensor:  # a common time for all samples
         return per_sample(1 - t, state) * call(velocity, state, (t + share * (1 - t)).clamp_max(1), y)
 
     with evaluating(velocity):

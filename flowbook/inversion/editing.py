@@ -1,4 +1,4 @@
-"""Another label: what the label does not say stays."""
+"""Editing the label of data: what the label does not determine is preserved."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Edit:
     state: Tensor
     """The state in which the label was changed, at t = 1 - strength; the latent for strength 1. Shape (B, ...)."""
     nfe: int
-    """The number of model calls, both ways together; a guided evaluation counts two."""
+    """The number of model calls, both directions together; a guided evaluation counts two."""
 
 
 def edit(
@@ -37,29 +37,29 @@ def edit(
     strength: float = 1.0,
     **solver: Unpack[SolverOptions],
 ) -> Edit:
-    """Invert under one label, generate under another: what the label does not say stays.
+    """Invert under one label, generate under another: what the label does not determine is preserved.
 
-    The way back to the noise goes without guidance, which is not the flow whose source is the noise: a guided velocity
-    leads data to latents that are no sample of N(0, I).
+    The backward solve to the noise is without guidance, since the source of a guided flow is not the noise: a guided
+    velocity takes data to latents that are not distributed as N(0, I).
 
     Args:
         velocity: a class-conditional velocity, without guidance.
         x1: data, shape (B, ...).
         y: its labels, shape (B,).
-        new_y: the labels wanted, shape (B,).
-        guidance: scale of classifier-free guidance towards the new label; 1 is none.
-        null_label: the label that means "none", for guidance; by default the model's own.
-        strength: how much of the way to the noise is gone, in (0, 1]. The label is changed at t = 1 - strength, and
-            what the state there already shows is kept.
+        new_y: the new labels, shape (B,).
+        guidance: scale of classifier-free guidance toward the new label; 1 is none.
+        null_label: the label that stands for "no condition", for guidance; by default the model's own.
+        strength: the length of the backward solve, in (0, 1]. The label is changed at t = 1 - strength, and what the
+            state there already determines is kept.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields. A fixed-step method takes its
-            ``steps`` each way; of a ``grid`` the part up to the turn is walked.
+            ``steps`` in each direction; a ``grid`` is cut at t = 1 - strength.
 
     Example:
         >>> towards = lambda x, t, y: y[:, None].to(x).expand_as(x)  # label k moves by k
         >>> edit(towards, torch.ones(1, 2), torch.tensor([1]), torch.tensor([5]), method="euler", steps=1).x
         tensor([[5., 5.]])
     """
-    refuse(solver, ("t0", "t1"), "edit turns round at t = 1 - strength")
+    refuse(solver, ("t0", "t1"), "edit changes direction at t = 1 - strength")
     refuse(solver, ("save_at",), "edit returns the ends of its solves only")
     validate.float_tensor("x1", x1, min_dim=1, finite=True)
     for name, labels in (("y", y), ("new_y", new_y)):
@@ -67,7 +67,7 @@ def edit(
     validate.number("strength", strength, 0, 1, low_open=True)
     validate.number("guidance", guidance, -math.inf, math.inf)
     if isinstance(unwrapped(velocity), Guided):
-        raise TypeError("velocity: expected one without guidance, which is for the way forward; pass guidance instead")
+        raise TypeError("velocity: expected one without guidance; got a guided one, pass the guidance scale instead")
     towards = velocity if guidance == 1.0 else guided(velocity, guidance, null_label)
     turn = 1.0 - strength
     chosen = as_solver(solver).between(turn, 1.0)

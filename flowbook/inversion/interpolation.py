@@ -1,4 +1,4 @@
-"""From one data point to another, through their latents."""
+"""Interpolation between data points, through their latents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowbook.velocity import Velocity
 
 
 def slerp(a: Tensor, b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
-    r"""From a to b at equal angles, along the arc between them (Shoemake 1985), one arc for each sample.
+    r"""Spherical interpolation from a to b, along the arc between them (Shoemake 1985), one arc for each sample.
 
     .. math:: \frac{\sin((1 - w)\,\Omega)}{\sin\Omega}\, \frac{a}{\|a\|}
               + \frac{\sin(w\,\Omega)}{\sin\Omega}\, \frac{b}{\|b\|}
@@ -33,7 +33,7 @@ def slerp(a: Tensor, b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
         Shape (n, B, ...).
 
     Raises:
-        ValueError: for a zero vector, which has no direction, and opposite ones, which have no one arc.
+        ValueError: for a zero vector, which has no direction, and for opposite ones, whose arc is not unique.
 
     Example:
         >>> slerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), [0.0, 0.5])
@@ -45,12 +45,12 @@ def slerp(a: Tensor, b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     length_a, length_b = flat_a.norm(dim=1), flat_b.norm(dim=1)
     if bool((length_a == 0).any()) or bool((length_b == 0).any()):
-        raise ValueError("a, b: expected vectors with a direction; got one that is zero")
+        raise ValueError("a, b: expected nonzero vectors; got one that is zero")
     unit_a, unit_b = flat_a / length_a[:, None], flat_b / length_b[:, None]
-    # Exact also for small angles, which the arc cosine of the product is not (Kahan).
+    # Accurate also for small angles, unlike the arc cosine of the inner product (Kahan).
     angle = 2 * torch.atan2((unit_a - unit_b).norm(dim=1), (unit_a + unit_b).norm(dim=1))
     if bool((angle > math.pi - 1e-3).any()):
-        raise ValueError("a, b: expected vectors that are not opposite; between those no arc is the shortest")
+        raise ValueError("a, b: expected vectors that are not opposite; got opposite ones, whose arc is not unique")
     length = (1 - w) * length_a + w * length_b  # (n, B)
 
     def share(w: Tensor) -> Tensor:  # sin(w angle) / sin(angle), with its limit w where the two are parallel
@@ -61,7 +61,7 @@ def slerp(a: Tensor, b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
 
 
 def lerp(a: Tensor, b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
-    """From a to b along the straight line; arguments and shape as of :func:`slerp`, without its restrictions.
+    """Linear interpolation from a to b; arguments and shape as in :func:`slerp`, without its restrictions.
 
     Example:
         >>> lerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), [0.5])
@@ -77,11 +77,11 @@ class Interpolation:
     """What :func:`interpolate` returns."""
 
     x: Tensor
-    """The way from a to b, shape (n, B, ...). Its ends are the reconstructions of a and b."""
+    """The points from a to b, shape (n, B, ...). The first and last are the reconstructions of a and b."""
     latents: Tensor
-    """The latents it was made of, shape (n, B, ...)."""
+    """The latents that they were generated from, shape (n, B, ...)."""
     nfe: int
-    """The number of model calls. Both ends are inverted in one batch, and the whole way is generated in another."""
+    """The number of model calls. Both ends are inverted in one batch, and all points are generated in another."""
 
 
 def interpolate(
@@ -94,20 +94,20 @@ def interpolate(
     spherical: bool = True,
     **solver: Unpack[SolverOptions],
 ) -> Interpolation:
-    """A way from one data point to another, through the latents.
+    """Interpolate between data points, through their latents.
 
     Args:
         velocity: ``v(x, t, y=None)``.
-        a, b: data, shape (B, ...); the k-th point of the one is led to the k-th of the other.
-        n: how many points each way has, its two ends included.
-        y: labels, shape (B,), one for each pair: both are inverted, and the way is generated, under it. Two classes
-            need None, the null label of a class-conditional model.
+        a, b: data, shape (B, ...); the k-th sample of a is paired with the k-th of b.
+        n: number of points for each pair, including both ends.
+        y: labels, shape (B,), one for each pair: both ends are inverted, and all points generated, under it. For pairs
+            of two classes use None, the null label of a class-conditional model.
         spherical: along the arc (:func:`slerp`); False takes the straight line.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields.
 
     Example:
-        >>> way = interpolate(lambda x, t: torch.zeros_like(x), torch.ones(1, 2), 3 * torch.ones(1, 2), 3)
-        >>> way.x[:, 0, 0].round(decimals=4)
+        >>> points = interpolate(lambda x, t: torch.zeros_like(x), torch.ones(1, 2), 3 * torch.ones(1, 2), 3)
+        >>> points.x[:, 0, 0].round(decimals=4)
         tensor([1., 2., 3.])
     """
     refuse(solver, ("save_at",), "interpolate returns the ends of its solves only")

@@ -1,4 +1,4 @@
-"""Data to noise, and there and back."""
+"""Inversion, from data to noise, and the round trip."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from flowbook.velocity import Velocity
 def invert(velocity: Velocity, x1: Tensor, *, y: Tensor | None = None, **options: Unpack[SolveOptions]) -> Solution:
     """Data to noise: :func:`~flowbook.solvers.solve` from 1 to 0.
 
-    A latent wants finer steps than a sample does. Near t = 1 the flow draws its states together into data, so backward
-    it spreads them, and what a coarse step gets wrong there grows. Where data fill no volume, as images with a black
-    margin, the latent even moves on with every doubling of the steps.
+    A latent needs finer steps than a sample. Near t = 1 the flow contracts its states onto the data, so the backward
+    solve expands them, and the errors of coarse steps there grow. Where data fill no volume, such as images with a
+    black margin, the latent even keeps changing with every doubling of the steps.
 
     Args:
-        velocity: ``v(x, t, y=None)``, the one that samples: no sign is turned and no time reversed.
+        velocity: ``v(x, t, y=None)``, the one used for sampling, without a change of sign or a reversal of time.
         x1: data, shape (B, ...).
         y: labels, shape (B,).
-        options: of ``solve``, without times. ``save_at`` runs from 1 to 0. A tolerance bounds the root mean square over
-            the whole batch: with B samples in D dimensions one number alone may be off by sqrt(B D)
-            times as much.
+        options: as in ``solve``, without times. ``save_at`` runs from 1 to 0. A tolerance bounds the root mean square
+            over the whole batch: with B samples in D dimensions a single number may be off by sqrt(B D) times as much.
 
     Returns:
         A :class:`~flowbook.solvers.Solution`; its ``x`` is the latent, shape (B, ...).
 
     Raises:
-        ValueError, TypeError: for arguments that do not fit, before the velocity is called.
+        ValueError, TypeError: for invalid arguments, before the velocity is called.
 
     Example:
         >>> invert(lambda x, t: torch.ones_like(x), torch.ones(1, 2), method="euler", steps=1).x
@@ -51,11 +50,11 @@ class RoundTrip:
     latent: Tensor
     """The state at t = 0, shape (B, ...)."""
     reconstruction: Tensor
-    """The data made of it, shape (B, ...)."""
+    """The data generated from the latent, shape (B, ...)."""
     error: Tensor
     """The mean absolute error of each sample over its dimensions, in units of the data, shape (B,)."""
     nfe: int
-    """The number of model calls, both ways together."""
+    """The number of model calls, both directions together."""
 
 
 def round_trip(
@@ -63,13 +62,13 @@ def round_trip(
 ) -> RoundTrip:
     """Data to noise and back again, by the same method with the same steps.
 
-    A small error says that the two ways agree, not that the latent is right. With equal steps the leading errors of
-    midpoint, heun and rk4 cancel: there and back they are of third, third and fifth order, while the latent is of
-    second, second and fourth. To know the latent's own error, compare it with that of twice the steps.
+    A small error shows that the two solves agree, not that the latent is right. With equal steps the leading errors of
+    midpoint, heun and rk4 cancel: the round trip is of third, third and fifth order, while the latent is of second,
+    second and fourth. To estimate the latent's own error, compare it with the latent of twice as many steps.
 
     Args:
-        velocity, x1, y: as of :func:`invert`.
-        solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields; a grid is walked both ways.
+        velocity, x1, y: as in :func:`invert`.
+        solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields; a grid is used in both directions.
 
     Example:
         >>> trip = round_trip(lambda x, t: x, torch.ones(1, 2), method="rk4", steps=10)
@@ -89,7 +88,7 @@ class StepChoice:
     """What :func:`choose_steps` returns."""
 
     steps: int
-    """The number of steps, each way, that meets the wanted error."""
+    """The number of steps, in each direction, that reaches the wanted error."""
     trip: RoundTrip
     """The round trip with these steps."""
     tried: dict[int, float]
@@ -108,7 +107,7 @@ def choose_steps(
     first: int = 4,
     limit: int = 1024,
 ) -> StepChoice:
-    """Double the steps until the round trip of every sample is as good as wanted.
+    """Double the steps until the round trip of every sample is as accurate as wanted.
 
     Choose on a few samples and keep the number for the rest.
 
@@ -122,9 +121,9 @@ def choose_steps(
         limit: the largest number of steps to try.
 
     Raises:
-        ValueError: for arguments that do not fit, and for an error below what the dtype of x1 resolves.
-        RuntimeError: when the limit is reached, or two doublings in a row have not lowered the error: rounding, not
-            the steps, then makes it.
+        ValueError: for invalid arguments, and for an error below the resolution of x1's dtype.
+        RuntimeError: when the limit is reached, or two doublings in a row have not lowered the error: it then comes
+            from rounding, not from the steps.
 
     Example:
         >>> choice = choose_steps(lambda x, t: x, torch.ones(1, 1, dtype=torch.float64), 1e-4)
@@ -157,7 +156,7 @@ def choose_steps(
         steps *= 2
     raise RuntimeError(
         f"wanted: {method} does not reach {wanted:g} within limit={limit} steps, {_listed(tried)}. Raise the limit or "
-        "take a method of higher order"
+        "use a method of higher order"
     )
 
 

@@ -16,7 +16,7 @@ from flowbook._core.assignment import assign
 
 
 def wasserstein2(a: Tensor, b: Tensor) -> float:
-    """The 2-Wasserstein distance between two samples of equal size, exactly, by assignment.
+    """The exact 2-Wasserstein distance between two samples of equal size, by assignment.
 
     The distance itself, not its square, in the units of the data. Two draws of one distribution are not at distance 0:
     compare with that floor. O(n^3): seconds for n = 4,096.
@@ -35,7 +35,7 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
 
 
 def median_wasserstein2(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """The median of :func:`wasserstein2` over several pairs of samples, computed side by side in threads.
+    """The median of :func:`wasserstein2` over several pairs of samples, computed in parallel threads.
 
     Args:
         first, second: as many samples each, shapes (n, ...).
@@ -47,7 +47,7 @@ def median_wasserstein2(first: Sequence[Tensor], second: Sequence[Tensor]) -> fl
     """
     if len(first) != len(second) or not first:
         raise ValueError(f"second: expected as many samples as first, at least 1; got {len(first)} and {len(second)}")
-    # SciPy's assignment lets other threads run; each keeps to one core, and torch gets its threads back afterwards.
+    # SciPy's assignment releases the GIL; each thread uses one core, and torch's thread count is restored afterwards.
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -59,7 +59,7 @@ def median_wasserstein2(first: Sequence[Tensor], second: Sequence[Tensor]) -> fl
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, generator: torch.Generator | None = None) -> float:
     """The sliced 2-Wasserstein distance: root mean square over random directions (Bonneel et al. 2015).
 
-    O(n log n) for each direction, so it serves where :func:`wasserstein2` is too slow. Never larger than it.
+    O(n log n) for each direction, for samples where :func:`wasserstein2` is too slow. It is never larger.
 
     Args:
         a, b: shape (n, ...), equal sizes.
@@ -83,7 +83,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, generator: 
 def mmd(a: Tensor, b: Tensor, bandwidth: float | None = None) -> float:
     """The squared maximum mean discrepancy with a Gaussian kernel, unbiased (Gretton et al. 2012, equation 3).
 
-    Zero in the mean for two draws of one distribution, so single values may be negative.
+    Zero in expectation for two draws of one distribution, so single values may be negative.
 
     Args:
         a, b: shape (n, ...) and (m, ...).
@@ -104,11 +104,11 @@ def mmd(a: Tensor, b: Tensor, bandwidth: float | None = None) -> float:
         if bandwidth == 0:
             raise ValueError(
                 "bandwidth: the median distance of a and b is 0, since most of their samples are equal; expected "
-                "samples that differ, or a bandwidth of your own"
+                "samples that differ, or an explicit bandwidth"
             )
     validate.number("bandwidth", bandwidth, 0, math.inf, low_open=True)
 
-    middle = torch.cat([a, b]).mean(0)  # far from the origin distances by matrix products lose their digits
+    middle = torch.cat([a, b]).mean(0)  # distances by matrix products lose their digits far from the origin
     a, b = a - middle, b - middle
 
     def kernel(u: Tensor, v: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def nearest_neighbours(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
     """
     x, data = samples_as_rows("x", x), samples_as_rows("data", data)
     same_dimension("data", data, "x", x)
-    middle = data.mean(0)  # far from the origin distances by matrix products lose their digits
+    middle = data.mean(0)  # distances by matrix products lose their digits far from the origin
     distances = torch.cdist(x - middle, data - middle)
     nearest = distances.min(dim=1)
     return nearest.values, nearest.indices

@@ -1,4 +1,4 @@
-"""How good images are, by the statistics of their features."""
+"""The quality of images, by the statistics of their features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     .. math:: \|\mu_a - \mu_b\|^2 + \operatorname{tr}\big(\Sigma_a + \Sigma_b - 2 (\Sigma_a \Sigma_b)^{1/2}\big)
 
-    Biased upward for small sets, so compare equal numbers only. Squared, as the literature's FID is.
+    Biased upward for small sets, so compare sets of equal size only. Squared, like the FID of the literature.
 
     Args:
         a, b: features, shapes (n, F) and (m, F), with n, m > F.
@@ -55,13 +55,13 @@ def frechet_from_moments(a: Moments, b: Moments) -> float:
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     products = torch.linalg.eigvalsh(root @ cov_b @ root)
-    products = products * (products > len(products) * torch.finfo(products.dtype).eps * products.max())  # not rounding
+    products = products * (products > len(products) * torch.finfo(products.dtype).eps * products.max())  # no rounding
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * products.sqrt().sum()
     return float(distance.clamp_min(0.0))
 
 
 def inception_fid(feature: int | torch.nn.Module = 2048) -> torch.nn.Module:
-    """torchmetrics' FrechetInceptionDistance, for images in [0, 1]; its weights come from a download of its own.
+    """torchmetrics' FrechetInceptionDistance, for images in [0, 1]; it downloads its own weights.
 
     Args:
         feature: the layer of Inception, or a module that maps images to features.

@@ -1,4 +1,4 @@
-"""Scores of generated images: does a sample show what was asked for, and are samples spread as the data are?"""
+"""Scores of generated images: do samples show the requested class, and are they distributed like the data?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ImageScores:
     """What :func:`score_images` returns."""
 
     class_accuracy: float
-    """Share of the images in which the judge sees the label that was asked for."""
+    """Fraction of the images that the judge assigns to the requested label."""
     frechet: float
     """Squared Frechet distance to the reference, in the judge's features; compare equal numbers of images only."""
 
@@ -38,9 +38,9 @@ class Scores(ImageScores):
     guidance: float
     """Scale of classifier-free guidance."""
     solver: str
-    """As :class:`~flowbook.solvers.Solver` is written in a word."""
+    """The :class:`~flowbook.solvers.Solver` as a string."""
     seed: int
-    """Of the noise."""
+    """The seed of the noise."""
 
 
 @torch.no_grad()
@@ -48,8 +48,8 @@ def score_images(images: Tensor, labels: Tensor, judge: Classifier, reference: M
     """Class accuracy and Frechet distance of given images.
 
     Args:
-        images: (n, C, H, W) in [-1, 1]; clipped to it, as a viewer would.
-        labels: (n,), what was asked for.
+        images: (n, C, H, W) in [-1, 1]; clipped to this range, as a viewer would.
+        labels: (n,), the requested labels.
         judge: a trained classifier.
         reference: mean and covariance of real images' features, see :func:`flowbook.models.load_moments`.
 
@@ -67,7 +67,7 @@ def score_images(images: Tensor, labels: Tensor, judge: Classifier, reference: M
 
 
 def labels_like(class_counts: Sequence[int], n: int) -> Tensor:
-    """n labels in the proportions of ``class_counts``, to the nearest label, in an order that mixes the classes.
+    """n labels in the proportions of ``class_counts``, up to rounding, in an order that mixes the classes.
 
     Example:
         >>> labels_like([1, 1, 2], 8).bincount()
@@ -76,8 +76,8 @@ def labels_like(class_counts: Sequence[int], n: int) -> Tensor:
     validate.positive_int("n", n)
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     if counts.dim() != 1 or not bool((counts >= 0).all()) or not float(counts.sum()) > 0:
-        raise ValueError(f"class_counts: expected how often each class occurs; got {class_counts}")
-    # Label k's j-th sample stands at (j + 1/2) / n_k of the way: sorted, every stretch holds all classes in proportion.
+        raise ValueError(f"class_counts: expected the count of each class, not all 0; got {class_counts}")
+    # The j-th sample of label k is placed at (j + 1/2) / n_k: sorted, every stretch has all classes in proportion.
     share = counts / counts.sum() * n
     places = [
         (torch.arange(n, dtype=torch.float64) + 0.5) / part if part > 0 else torch.full((n,), 2.0 * n) for part in share
@@ -97,7 +97,7 @@ def score_velocity(
     class_counts: Sequence[int] | None = None,
     **solver: Unpack[SolverOptions],
 ) -> Scores:
-    """Draw n images and score them.
+    """Generate n images and score them.
 
     Args:
         velocity: a class-conditional velocity on images, called on its own device; its null label is
@@ -105,10 +105,11 @@ def score_velocity(
         judge, reference: as in :func:`score_images`.
         n: number of images.
         guidance: scale of classifier-free guidance; 1 is none.
-        seed: of the noise.
+        seed: the seed of the noise.
         batch_size: images solved at once; it does not change the noise.
-        class_counts: how often each class occurs in the training data; the labels asked for are as frequent. None asks
-            for every class equally often, which the Frechet distance counts as an error where the data are not so.
+        class_counts: how often each class occurs in the training data; the requested labels have the same frequencies.
+            None requests every class equally often, which the Frechet distance counts as an error where the data are
+            not balanced.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields; by default 12 steps of midpoint.
     """
     validate.positive_int("n", n)

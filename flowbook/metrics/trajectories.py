@@ -1,4 +1,4 @@
-"""How a flow moves: how far, how straight, and what it costs to carry noise to data."""
+"""How a flow moves: how far, how straight, and at what cost it transports noise to data."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flowbook.velocity import Velocity, call, evaluating
 def path_energy(velocity: Velocity, x0: Tensor, *, steps: int = 100, y: Tensor | None = None) -> float:
     r"""The kinetic energy of the flow, :math:`\int_0^1 E\|v(x_t, t)\|^2 dt`, summed over dimensions.
 
-    Along Euler's own trajectory with ``steps`` steps. It is at least the squared 2-Wasserstein distance between its two
-    ends, with equality for optimal transport (Benamou and Brenier 2000).
+    Along the Euler trajectory with ``steps`` steps. It is at least the squared 2-Wasserstein distance between the
+    distributions at its two ends, with equality for optimal transport (Benamou and Brenier 2000).
 
     Example:
         >>> path_energy(lambda x, t: torch.ones_like(x), torch.zeros(8, 2), steps=4)
@@ -31,11 +31,11 @@ def path_energy(velocity: Velocity, x0: Tensor, *, steps: int = 100, y: Tensor |
 def normalised_path_energy(
     velocity: Velocity, x0: Tensor, x1: Tensor, *, steps: int = 100, y: Tensor | None = None
 ) -> float:
-    r"""How much more than necessary the flow moves, :math:`|\text{energy} - W_2^2| / W_2^2`; 0 for optimal transport.
+    r"""The relative excess of the path energy, :math:`|\text{energy} - W_2^2| / W_2^2`; 0 for optimal transport.
 
-    The normalised path energy of Tong et al. 2024. :math:`W_2` is that of the two samples, which is larger than that
-    of their distributions: from 256 independent samples of each side of an optimal flow, a shift by 2, it is up to 0.2
-    in 2 dimensions, 0.5 in 8 and nearly 1 in 64. So it is for few dimensions, and for comparisons at one n.
+    The normalized path energy of Tong et al. 2024. :math:`W_2` is estimated from the two samples, and larger than
+    between their distributions: with 256 independent samples of each side of an optimal flow, a shift by 2, the result
+    is up to 0.2 in 2 dimensions, 0.5 in 8 and nearly 1 in 64. Use it in few dimensions, and compare at equal n.
 
     Args:
         x0: noise, shape (n, ...).
@@ -48,7 +48,7 @@ def normalised_path_energy(
     """
     squared = wasserstein2(x0, x1) ** 2
     if squared == 0:
-        raise ValueError("x1: expected samples at some distance from x0; got the same ones, and the energy is over 0")
+        raise ValueError("x1: expected samples that differ from x0; got the same ones, so that W2 is 0")
     return abs(path_energy(velocity, x0, steps=steps, y=y) - squared) / squared
 
 
@@ -56,7 +56,7 @@ def normalised_path_energy(
 def straightness(velocity: Velocity, x0: Tensor, *, steps: int, y: Tensor | None = None) -> float:
     r"""How far trajectories are from straight, :math:`\int_0^1 E\|(X_1 - X_0) - v(X_t, t)\|^2 dt`; 0 if they are.
 
-    Summed over dimensions, along Euler's trajectory with ``steps`` steps (Liu et al. 2023, equation 3).
+    Summed over dimensions, along the Euler trajectory with ``steps`` steps (Liu et al. 2023, equation 3).
 
     Example:
         >>> straightness(lambda x, t: torch.ones_like(x), torch.zeros(8, 2), steps=4)
@@ -68,10 +68,10 @@ def straightness(velocity: Velocity, x0: Tensor, *, steps: int, y: Tensor | None
 
 
 def transport_cost(x0: Tensor, x1: Tensor, *, power: float = 2.0) -> float:
-    r"""What it costs to carry the noise of each pair to its data, :math:`E\|x_1 - x_0\|^p`.
+    r"""The cost of transporting the noise of each pair to its data, :math:`E\|x_1 - x_0\|^p`.
 
-    The norm is over all dimensions. An exact round of Reflow raises it for no p >= 1, the same round for all of them
-    (Liu et al. 2023).
+    The norm is over all dimensions. An exact round of Reflow does not increase it, for all p >= 1 at once (Liu et al.
+    2023).
 
     Args:
         x0, x1: the two ends of pairs, shape (n, ...).
@@ -91,18 +91,19 @@ def transport_cost(x0: Tensor, x1: Tensor, *, power: float = 2.0) -> float:
 
 @torch.no_grad()
 def curvature(velocity: Velocity, x0: Tensor, *, steps: int, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    r"""Where on their way trajectories bend or change speed, :math:`E\|\frac{d}{dt} v(X_t, t)\|^2` over t.
+    r"""At which times trajectories bend or change speed, :math:`E\|\frac{d}{dt} v(X_t, t)\|^2` over t.
 
-    Summed over dimensions, by differences along rk4's trajectory. It is 0 where paths are straight and even.
+    Summed over dimensions, by differences along the rk4 trajectory. It is 0 where trajectories are straight and have
+    constant speed.
 
     Args:
         velocity: ``v(x, t, y=None)``.
         x0: noise, shape (B, ...).
-        steps: intervals of [0, 1], of which each has a value.
+        steps: number of intervals of [0, 1], with one value for each.
         y: labels, shape (B,).
 
     Returns:
-        The middle of each interval and the value there, both (steps,).
+        The midpoint of each interval and the value there, both (steps,).
 
     Example:
         >>> curvature(lambda x, t: 3 * t * torch.ones_like(x), torch.zeros(8, 2), steps=2)
@@ -119,7 +120,7 @@ def curvature(velocity: Velocity, x0: Tensor, *, steps: int, y: Tensor | None = 
 
 
 def _walk(velocity: Velocity, x0: Tensor, steps: int, y: Tensor | None) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Euler's velocities and states, and the end."""
+    """The velocities and states of the Euler trajectory, and its end."""
     validate.float_tensor("x0", x0, min_dim=1, finite=True)
     validate.positive_int("steps", steps)
     if y is not None:

@@ -1,4 +1,4 @@
-"""The networks, and weights that were trained with the recipes of this package."""
+"""The networks, and shipped weights that were trained with the recipes of this package."""
 
 from flowbook.models.autocast import Autocast
 from flowbook.models.building import CLASSES, build, describe

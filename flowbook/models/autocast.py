@@ -1,4 +1,4 @@
-"""A network in bfloat16 where that is safe: half the time and memory of its evaluations, on hardware that knows it."""
+"""A network in bfloat16 where that is safe: half the time and memory of an evaluation on hardware that supports it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from flowbook.velocity import Wrapper
 
 
 class Autocast(Wrapper):
-    """``network`` under ``torch.autocast`` in bfloat16, with its answer in the precision of x.
+    """``network`` under ``torch.autocast`` in bfloat16, with its output in the dtype of x.
 
-    Sums and norms stay in float32, matrix products keep eight bits of their factors: enough to draw samples, where the
-    solver's error is larger; not enough for derivatives or inversion.
+    Sums and norms stay in float32; matrix products keep eight bits of their factors: enough for sampling, where the
+    solver's error is larger, but not for derivatives or inversion.
 
     Args:
-        network: ``v(x, t, y=None)`` with weights.
+        network: a module ``v(x, t, y=None)``.
 
     Example:
         >>> from flowbook import models

@@ -1,4 +1,4 @@
-"""Models by name, as recipes, checkpoints and weight files give them."""
+"""Models by name, as in recipes, checkpoints and weight files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
 
 
 def describe(model: nn.Module) -> dict[str, Any] | None:
-    """What :func:`build` needs to build the model again; None for a class that it does not know.
+    """What :func:`build` needs to rebuild the model; None for a class that it does not know.
 
     Example:
         >>> describe(MLP(2))["name"]
@@ -37,5 +37,5 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
     name = type(model).__name__
     if CLASSES.get(name) is not type(model):
         return None
-    # Through JSON, as it is stored: NumPy's numbers become Python's.
+    # Through JSON, as when stored: NumPy's numbers become Python's.
     return {"name": name, "arguments": json.loads(json.dumps(model.arguments, default=lambda number: number.item()))}

@@ -1,6 +1,6 @@
-"""A small convolutional classifier: the judge of generated images.
+"""A small convolutional classifier that judges generated images.
 
-Its labels say whether a sample shows what was asked for, and its features are the space of the Frechet distance.
+Its labels tell whether a sample shows the requested class, and its features are the space of the Frechet distance.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from flowbook.velocity import evaluating
 
 
 class Classifier(nn.Module):
-    """Two levels of two convolutions, then ``features`` numbers, then the classes.
+    """Two levels of two convolutions each, a hidden layer of ``features`` units, then the logits of the classes.
 
     Args:
-        channels: colour channels C.
+        channels: color channels C.
         size: height and width, a multiple of 4.
         width: channels of the first level; the second has twice as many.
         features: size of the feature space.
-        num_classes: number of labels.
+        num_classes: number of classes.
 
     Shapes: x (B, C, size, size) in [-1, 1] -> logits (B, num_classes).
 
@@ -77,11 +77,11 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """The loss of a classifier, ``loss(model, batch)`` with batches (x, y), on randomly moved images.
+    """The loss of a classifier, ``loss(model, batch)`` with batches (x, y), under random affine augmentation.
 
     Args:
-        label_smoothing: share of the target that is spread over all classes.
-        shift: largest shift, as a share of the image's width.
+        label_smoothing: fraction of the target that is spread over all classes.
+        shift: largest shift, as a fraction of the image's width.
         rotation: largest rotation, in radians.
         scaling: largest relative change of size.
 
@@ -103,14 +103,14 @@ class CrossEntropy:
         validate.number("rotation", self.rotation, 0, math.inf, high_open=True)
 
     def check(self, network: nn.Module, data: Any) -> None:
-        """Labels of tensors must be the classifier's."""
+        """Raise for labels of tensor data that are not classes of the classifier."""
         if (y := labels_of(data)) is not None:
             validate.labels("y", y, len(y), classes=getattr(network, "num_classes", None))
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         _, x, y = unpack(batch)
         if y is None:
-            raise ValueError("batch: a classifier needs labels, (x, y); got images alone")
+            raise ValueError("batch: expected images with labels, (x, y), for a classifier; got images alone")
         return F.cross_entropy(model(self._moved(x)), y, label_smoothing=self.label_smoothing)
 
     def _moved(self, x: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class CrossEntropy:
         cos, sin = scale * angle.cos(), scale * angle.sin()
         rows = [cos, -sin, 2 * self.shift * draws[2], sin, cos, 2 * self.shift * draws[3]]
         grid = F.affine_grid(torch.stack(rows, dim=1).reshape(-1, 2, 3), list(x.shape), align_corners=False)
-        return F.grid_sample(x + 1, grid, align_corners=False) - 1  # what comes in at the border is background, -1
+        return F.grid_sample(x + 1, grid, align_corners=False) - 1  # pixels from outside are background, -1
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A network under ``torch.compile`` whose batches may have any size."""
+"""A network under ``torch.compile`` for batches of any size."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from flowbook.velocity import Wrapper, call
 class Compiled(Wrapper):
     """A velocity compiled once, for sampling with batches of any size.
 
-    Smaller batches are padded to ``batch_size`` and larger ones are cut, so that one graph serves all of them; on a
+    Smaller batches are padded to ``batch_size`` and larger ones are split, so that one graph serves all of them; on a
     GPU it is recorded as a CUDA graph and replayed without Python.
 
     Args:
-        velocity: ``v(x, t, y=None)``; where each sample's velocity depends on that sample alone.
-        batch_size: of the graph.
+        velocity: ``v(x, t, y=None)``; each sample's velocity must depend on that sample alone.
+        batch_size: the batch size of the graph.
 
     Raises:
-        RuntimeError: when gradients by x are asked for, which a recorded graph does not have.
+        RuntimeError: when gradients with respect to x are needed, which a recorded graph does not have.
 
     Example:
         >>> from flowbook import models, solvers
@@ -39,14 +39,14 @@ class Compiled(Wrapper):
         validate.instance("velocity", velocity, nn.Module, "MLP(2)")
         validate.positive_int("batch_size", batch_size)
         self.velocity, self.batch_size = velocity, batch_size
-        self._graphs: dict[str, Any] = {}  # by kind of device
+        self._graphs: dict[str, Any] = {}  # by device type
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_graphs": {}}  # a copy has weights of its own, and records its own graph
+        return {**self.__dict__, "_graphs": {}}  # a copy has its own parameters, and records its own graph
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
-            raise RuntimeError("Compiled is for sampling and has no gradient by x; use the velocity itself")
+            raise RuntimeError("Compiled is for sampling and has no gradient with respect to x; use the plain velocity")
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
         parts = []
         for start in range(0, len(x), self.batch_size):

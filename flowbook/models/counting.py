@@ -19,19 +19,19 @@ class Cost:
     """Made by :func:`cost`."""
 
     parameters: int
-    """Those that are trained."""
+    """The number of trainable parameters."""
     flops: int
-    """Of one evaluation of one sample, forward; a step of training takes three times as many."""
+    """Floating-point operations of one forward pass for one sample; a training step takes three times as many."""
     activations: int
-    """Bytes that one sample leaves for the backward pass in float32. Under bf16 autocast they are half as many at best,
+    """Bytes that one sample saves for the backward pass in float32. Under bf16 autocast it saves half as many at best,
     since a GPU's autocast computes norms in float32."""
 
     def memory(self, batch_size: int, precision: str = "fp32") -> int:
-        """Bytes of a training step: 20 for each parameter, and what the samples leave.
+        """Bytes of a training step: 20 for each parameter, and the activations of the samples.
 
-        The 20 are four each for the parameter, its gradient, Adam's two moments and the moving average. Under bf16
-        autocast there are copies of the parameters, two bytes each. A lower bound: what kernels and the backward pass
-        need while they run is not counted (on a CPU it made the whole 1.5 to 2.1 times as much; benchmarks/scaling.py).
+        The 20 are four each for the parameter, its gradient, Adam's two moments and the EMA. Under bf16 autocast there
+        are copies of the parameters, two bytes each. A lower bound: temporary buffers of kernels and of the backward
+        pass are not counted (on a CPU they made the total 1.5 to 2.1 times as large; benchmarks/scaling.py).
 
         Example:
             >>> Cost(parameters=1_000, flops=0, activations=500).memory(batch_size=10)
@@ -40,7 +40,7 @@ class Cost:
         return self._fixed(precision) + batch_size * self._for_a_sample(precision)
 
     def fits(self, memory: int, precision: str = "fp32") -> int:
-        """The largest batch whose :meth:`memory` is within so many bytes; 0 if not even the parameters are.
+        """The largest batch size whose :meth:`memory` is at most ``memory`` bytes; 0 if the parameters do not fit.
 
         Example:
             >>> Cost(parameters=1_000, flops=0, activations=500).fits(25_499)
@@ -60,14 +60,14 @@ class Cost:
 
 
 def cost(model: nn.Module, x: Tensor) -> Cost:
-    """Parameters, operations and memory of a model, counted while it runs once, on no data.
+    """Parameters, operations and memory of a model, counted in one evaluation on the meta device, without data.
 
-    Of operations torch's own counter takes matrix products and convolutions, two for a product and its sum; the rest is
-    a few percent. Of memory, the tensors that autograd keeps, each once.
+    Operations are counted by torch: matrix products and convolutions, two for each multiply-add; the rest is a few
+    percent. Memory is that of the tensors that autograd saves, each counted once.
 
     Args:
         model: ``v(x, t, y=None)``.
-        x: one sample or more, shape (B, ...), of which shape and dtype count.
+        x: one sample or more, shape (B, ...); only its shape and dtype are used.
 
     Example:
         >>> from flowbook import models
@@ -97,9 +97,9 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
 
 
 def _kept(shadow: nn.Module, x: Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, parameters not counted."""
+    """Bytes that a forward pass saves for the backward pass, without the parameters."""
     shadow.requires_grad_(True).train()
-    if x.dim() == 4:  # as fit trains
+    if x.dim() == 4:  # the memory format in which fit trains
         shadow, x = shadow.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     own = {tensor.untyped_storage()._cdata for tensor in (*shadow.parameters(), *shadow.buffers())}
     kept: dict[int, Tensor] = {}
@@ -114,7 +114,7 @@ def _kept(shadow: nn.Module, x: Tensor) -> int:
 
 
 class _Fused(TorchFunctionMode):
-    """Attention as CPUs and GPUs compute it: without keeping the matrix of weights, which the meta device would."""
+    """Attention as CPUs and GPUs compute it: without saving the attention matrix, as the meta device would."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is F.scaled_dot_product_attention:

@@ -26,7 +26,7 @@ def positions(side: int, dim: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron of two layers; the embedding scales, shifts and gates both, the gates start at 0."""
+    """Attention, then a two-layer perceptron; the embedding scales, shifts and gates both, with gates starting at 0."""
 
     def __init__(self, width: int, heads: int, expansion: int):
         super().__init__()
@@ -59,14 +59,14 @@ class DiT(nn.Module):
     The paper's sizes are (width, depth, heads): S (384, 12, 6), B (768, 12, 12), L (1024, 24, 16), XL (1152, 28, 16).
 
     Args:
-        channels: colour channels C of the images.
+        channels: color channels C of the images.
         size: height and width of the images.
         patch: side of a patch, a divisor of ``size``.
-        width: numbers for each patch, a multiple of ``heads`` and of 4.
-        depth: blocks.
-        heads: of the attention.
-        expansion: width of each block's perceptron, in units of ``width``.
-        num_classes: number of labels; None makes a model that knows no labels.
+        width: embedding dimension of a patch, a multiple of ``heads`` and of 4.
+        depth: number of blocks.
+        heads: number of attention heads.
+        expansion: hidden width of each block's perceptron, in units of ``width``.
+        num_classes: number of classes; None makes an unconditional model.
 
     Shapes: x (B, C, size, size) in [-1, 1], t () or (B,), y (B,) or None -> (B, C, size, size).
 
@@ -124,7 +124,7 @@ class DiT(nn.Module):
         if self.label is not None:
             embedding = embedding + self.label(y, x.shape[0])
         elif y is not None:
-            raise ValueError("y: this model was built without num_classes and takes no labels; got labels")
+            raise ValueError("y: expected None, since this model was built without num_classes; got labels")
         embedding = F.silu(embedding)
 
         patches = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)

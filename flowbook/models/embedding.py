@@ -1,4 +1,4 @@
-"""How a network is told the time and the label."""
+"""Embeddings of the time and of the label."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from flowbook._core.times import working_dtype
 
 
 class TimeEmbedding(nn.Module):
-    """Sines and cosines of the time, of frequencies from ``scale`` towards ``scale / 10000`` (Vaswani et al. 2017).
+    """Sines and cosines of the time, with frequencies from ``scale`` toward ``scale / 10000`` (Vaswani et al. 2017).
 
-    The transformer's table was made for positions 0 to 1000. Fed with a raw t in [0, 1], all but its first few
-    components are constant; ``scale`` stretches the time before the sines see it. Angles are computed in float32 at
-    least, whatever the dtype of the network: a half knows no more than 2,048 times of [0, 1].
+    The transformer's table was made for positions 0 to 1000. For a raw t in [0, 1] all but its first few components
+    would be nearly constant; ``scale`` stretches the time first. Angles are computed in float32 at least, whatever the
+    dtype of the network: half precision rounds times near 1 to multiples of 1 / 2,048.
 
     Args:
         dim: the number of components, even.
@@ -44,7 +44,7 @@ class TimeEmbedding(nn.Module):
         return (self._scale * torch.exp(-math.log(10000.0) * exponents)).float()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.frequencies.dtype in (torch.float16, torch.bfloat16):  # which would round them
             self.frequencies = self._table().to(self.frequencies.device)
         return self
@@ -56,11 +56,11 @@ class TimeEmbedding(nn.Module):
 
 
 class TimeNetwork(nn.Sequential):
-    """The time's sines and cosines, then two linear layers.
+    """The sines and cosines of the time, then two linear layers.
 
     Args:
         dim: components of the embedding, even.
-        width: of the layers.
+        width: width of the layers.
 
     Example:
         >>> TimeNetwork(4, 8)(torch.tensor([0.0, 0.5]), torch.float32).shape
@@ -71,7 +71,7 @@ class TimeNetwork(nn.Sequential):
         super().__init__(TimeEmbedding(dim), nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
-        """t: (B,) in [0, 1] -> (B, width), in ``dtype``, that of the network."""
+        """t: (B,) in [0, 1] -> (B, width), in ``dtype``, the dtype of the network."""
         embedding, *layers = self
         h = embedding(t).to(dtype)
         for layer in layers:
@@ -80,7 +80,7 @@ class TimeNetwork(nn.Sequential):
 
 
 class LabelEmbedding(nn.Embedding):
-    """A learned vector for each label and one more, the last, for "no label" (classifier-free guidance).
+    """A learned vector for each label, and a last one for the null label (classifier-free guidance).
 
     Example:
         >>> LabelEmbedding(10, 4)(None, batch=2).shape
@@ -96,22 +96,22 @@ class LabelEmbedding(nn.Embedding):
         """y: (B,) labels, or None for the null label everywhere -> (B, dim)."""
         if y is None:
             return self.weight[self.null_label].expand(batch, -1)
-        if y.dtype in (torch.uint8, torch.int8, torch.int16):  # MNIST's are uint8, which embeddings do not take
+        if y.dtype in (torch.uint8, torch.int8, torch.int16):  # MNIST's are uint8, which embeddings reject
             y = y.long()
         validate.labels("y", y, batch, classes=self.null_label + 1)
         return super().forward(y)
 
 
 def check_dtype(x: Tensor, weight: Tensor) -> None:
-    """x is floating point, of the weights' own dtype unless autocast takes care of it."""
+    """``x`` is floating point and has the dtype of the parameters, unless autocast converts it."""
     validate.float_tensor("x", x)
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(f"x: expected the dtype of the model's weights, {weight.dtype}; got {x.dtype}")
+        raise TypeError(f"x: expected the dtype of the model's parameters, {weight.dtype}; got {x.dtype}")
 
 
 def batch_of_times(t: Tensor | float, x: Tensor) -> Tensor:
     """A scalar time or one per sample -> shape (B,), on the device of x and in float32 at least."""
-    # With gradients on this is a training step, of which looking at the values would take 2 to 3%.
+    # With gradients on this is a training step, of which reading the values would take 2 to 3%.
     validate.time("t", t, x.shape[0], values=not torch.is_grad_enabled())
     t = torch.as_tensor(t, dtype=working_dtype(x.dtype), device=x.device)
     return t.expand(x.shape[0])

@@ -10,13 +10,13 @@ from flowbook.models.embedding import LabelEmbedding, TimeEmbedding, batch_of_ti
 
 
 class MLP(nn.Module):
-    """A velocity (or any other prediction) on vectors: x, an embedding of t and one of y, then ``depth`` layers.
+    """A velocity (or any other prediction) on vectors: x with embeddings of t and y, then ``depth`` hidden layers.
 
     Args:
         dim: dimension D of the data.
         hidden: width of the hidden layers.
         depth: number of hidden layers.
-        num_classes: number of labels; None makes a model that knows no labels.
+        num_classes: number of classes; None makes an unconditional model.
         time_dim: components of the time embedding. Its fastest sine turns by about 4 radians over [0, 1], so that the
             field is as smooth in time as in space and a solver can take long steps.
 
@@ -63,5 +63,5 @@ class MLP(nn.Module):
         if self.label is not None:
             features.append(self.label(y, x.shape[0]))
         elif y is not None:
-            raise ValueError("y: this model was built without num_classes and takes no labels; got labels")
+            raise ValueError("y: expected None, since this model was built without num_classes; got labels")
         return self.layers(torch.cat(features, dim=-1))

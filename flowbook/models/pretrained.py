@@ -1,6 +1,7 @@
-"""Weights that come with the package, and the files they are in.
+"""Shipped weights, and the files that hold them.
 
-A file is safetensors with half-precision weights; its header names the model and how it was trained. No download.
+A file is safetensors with half-precision weights; its header describes the model and how it was trained. Nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ CLASSIFIERS = ("mnist", "digits")
 
 
 def load_pretrained(name: str) -> nn.Module:
-    """A trained velocity that comes with the package, in eval mode.
+    """A trained velocity that is shipped with the package, in eval mode.
 
     Args:
         name: "mnist", class-conditional digits of 28 x 28: ``v(x, t, y)`` with x (B, 1, 28, 28) in [-1, 1] and labels
             0 to 9; y None, or 10, is the null label. Made by ``flowbook train mnist``. "mnist_dequantized" is the same
-            for likelihoods: its images' grey levels were spread over their bins (``flowbook train mnist_dequantized``).
-            "mnist_one_step" is distilled from "mnist" (``flowbook train distill``), and only for
-            ``sample(velocity, x0, y=y, method="euler", steps=1)``: it knows no time but 0. "digits" is a small one for
-            8 x 8 pixels (``flowbook train digits``).
+            for likelihoods, trained on dequantized images (``flowbook train mnist_dequantized``). "mnist_one_step" is
+            distilled from "mnist" (``flowbook train distill``), and only for
+            ``sample(velocity, x0, y=y, method="euler", steps=1)``: it was trained at t = 0 alone. "digits" is a small
+            network for 8 x 8 pixels (``flowbook train digits``).
 
     Example:
         >>> velocity = load_pretrained("mnist")
@@ -44,7 +45,7 @@ def load_pretrained(name: str) -> nn.Module:
 
 
 def load_classifier(name: str) -> Classifier:
-    """A trained judge of images, in eval mode.
+    """A trained classifier of images, in eval mode.
 
     Args:
         name: "mnist" (28 x 28) or "digits" (8 x 8); made by ``flowbook train mnist_classifier`` and
@@ -84,16 +85,16 @@ def asset(name: str) -> Path:
 
 
 def export(model: nn.Module, path: str | Path, **notes: Any) -> Path:
-    """Write a model's weights in half precision, with what is needed to build it again.
+    """Write a model's weights in half precision, with what is needed to rebuild it.
 
     Args:
         model: one of this package's models.
-        path: the file, ``....safetensors``; its folder is made.
-        notes: kept in the header, for readers: the recipe, say.
+        path: the file, ``....safetensors``; its folder is created.
+        notes: stored in the header for information, such as the recipe.
 
     Raises:
-        ValueError: for a model that :func:`flowbook.models.build` cannot build, or weights that half precision cannot
-            hold.
+        ValueError: for a model that :func:`flowbook.models.build` cannot build, or parameters beyond the range of half
+            precision.
     """
     description = describe(model)
     if description is None:
@@ -102,7 +103,7 @@ def export(model: nn.Module, path: str | Path, **notes: Any) -> Path:
     for name, value in model.state_dict().items():
         half = value.half() if value.is_floating_point() else value
         if not bool(torch.isfinite(half.float()).all()):
-            raise ValueError(f"model: {name} has values that half precision cannot hold")
+            raise ValueError(f"model: expected parameters in the range of half precision; got larger ones in {name}")
         tensors[name] = half.cpu().contiguous()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"model": json.dumps(description), "notes": json.dumps(notes)})
@@ -113,7 +114,7 @@ def read_exported(path: str | Path) -> nn.Module:
     """A model from a file of :func:`export`, in float32 and eval mode.
 
     Raises:
-        FileNotFoundError, ValueError: when the file is missing, damaged, or of something else.
+        FileNotFoundError, ValueError: when the file is missing, damaged, or not written by :func:`export`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"path: {path} does not exist")

@@ -1,7 +1,8 @@
 """The U-Net of diffusion models, small enough to read and large enough to use.
 
-Residual blocks with group norm and the time and label added as a scale and a shift (Dhariwal and Nichol 2021),
-self-attention at chosen resolutions, skip connections from the way down to the way up (Ronneberger et al. 2015).
+Residual blocks with group norm, modulated by time and label through a scale and a shift (Dhariwal and Nichol 2021),
+self-attention at chosen resolutions, skip connections from the downsampling to the upsampling path (Ronneberger et al.
+2015).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """Start at zero: the block is the identity, and the network's first output is 0."""
+    """Initialize a layer to zero: its block starts as the identity, and the network's output as 0."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -65,7 +66,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        # Channels last, whatever the layout of x: the fused kernels want the numbers of a pixel side by side.
+        # Channels last, whatever the layout of x: the fused kernels need the channels of a pixel to be contiguous.
         qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).contiguous()
         qkv = qkv.reshape(b, h * w, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (b, heads, pixels, channels of a head) each
@@ -77,15 +78,15 @@ class UNet(nn.Module):
     """A velocity (or any other prediction) on images.
 
     Args:
-        channels: colour channels C of the images.
+        channels: color channels C of the images.
         size: height and width of the images, for a check of the input and for ``attention``.
         width: channels of the first level.
         multipliers: the width of each level in units of ``width``; every level after the first halves the resolution.
         blocks: residual blocks per level.
-        patch: side of the square of pixels that the first level sees as one, with patch^2 C channels: 4 times less
-            work for patch=2, and enough for strokes (Hoogeboom et al. 2023).
+        patch: side of the squares of pixels that the first level sees as one pixel with patch^2 C channels: 4 times
+            less work for patch=2, and enough detail for strokes (Hoogeboom et al. 2023).
         attention: the resolutions (in pixels) at which attention is used.
-        num_classes: number of labels; None makes a model that knows no labels.
+        num_classes: number of classes; None makes an unconditional model.
         dropout: dropout probability in the residual blocks.
 
     Shapes: x (B, C, size, size) in [-1, 1], t () or (B,), y (B,) or None -> (B, C, size, size).
@@ -159,7 +160,7 @@ class UNet(nn.Module):
         if self.label is not None:
             embedding = embedding + self.label(y, x.shape[0])
         elif y is not None:
-            raise ValueError("y: this model was built without num_classes and takes no labels; got labels")
+            raise ValueError("y: expected None, since this model was built without num_classes; got labels")
         embedding = F.silu(embedding)
 
         h = self.inputs(F.pixel_unshuffle(x, self.patch))
@@ -183,7 +184,7 @@ class UNet(nn.Module):
 def _resolutions(
     *, size: int, patch: int, multipliers: Sequence[int], attention: Sequence[int], dropout: float, **counts: int | None
 ) -> list[int]:
-    """The resolution of each level, once the architecture has been looked at."""
+    """The resolution of each level, after validation of the architecture."""
     for name, value in (("size", size), ("patch", patch), *counts.items()):
         if name != "num_classes":
             validate.positive_int(name, value)
@@ -198,9 +199,9 @@ def _resolutions(
     reduction = patch * 2 ** (len(multipliers) - 1)
     if size % reduction:
         raise ValueError(
-            f"size: {len(multipliers)} levels over patches of {patch} need a multiple of {reduction}; got {size}"
+            f"size: expected a multiple of {reduction}, for {len(multipliers)} levels and patch={patch}; got {size}"
         )
     resolutions = [size // patch >> level for level in range(len(multipliers))]
     if unknown := set(attention) - set(resolutions):
-        raise ValueError(f"attention: the levels have resolutions {resolutions}; got {sorted(unknown)}")
+        raise ValueError(f"attention: expected resolutions of the levels, {resolutions}; got {sorted(unknown)}")
     return resolutions

@@ -1,10 +1,10 @@
-r"""Paths between noise and data, and the quantities that turn into each other on them.
+r"""Paths between noise and data, and conversions between the quantities that a model may predict on them.
 
 A path mixes a noise sample :math:`x_0` and a data sample :math:`x_1`,
 
 .. math:: x_t = \alpha(t)\, x_1 + \sigma(t)\, x_0, \qquad t = 0 \text{ noise}, \quad t = 1 \text{ data},
 
-and its time derivative is what flow matching regresses on. The same four numbers
+and its time derivative is the regression target of flow matching. The same four coefficients
 :math:`\alpha, \sigma, \dot\alpha, \dot\sigma` turn a prediction of the noise, the data, the score or the velocity
 into each of the others: :meth:`Path.convert`.
 """

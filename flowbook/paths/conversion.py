@@ -1,4 +1,4 @@
-"""A model that predicts noise, data, the score or v, seen as a velocity."""
+"""Use a model that predicts noise, data, the score or v as a velocity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowbook.velocity import Velocity, Wrapper, call, unwrapped
 
 
 class ConvertedVelocity(Wrapper):
-    """A model that predicts noise, data, the score or v, seen as a velocity; made by :func:`as_velocity`."""
+    """A model that predicts noise, data, the score or v, used as a velocity; made by :func:`as_velocity`."""
 
     _inner = "model"
 
@@ -24,7 +24,7 @@ class ConvertedVelocity(Wrapper):
         self.model, self.path, self.prediction = model, path, prediction
 
     def predict(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """What the model predicts at the state x of time t."""
+        """The model's prediction at state x and time t."""
         return call(self.model, x, t, y)
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
@@ -37,7 +37,7 @@ class ConvertedVelocity(Wrapper):
 def as_velocity(model: Callable[..., Tensor], path: Path, prediction: Quantity = "noise") -> ConvertedVelocity:
     """Turn a model ``(x, t, y=None) -> noise | data | score | v`` into a velocity for :func:`flowbook.solvers.solve`.
 
-    Times are clamped to ``path.t_range``, where the conversion is regular, so that a solve may run from 0 to 1.
+    Times are clamped to ``path.t_range``, on which the conversion is regular, so that a solve may run from 0 to 1.
 
     Args:
         model: any callable ``(x, t, y=None)`` that returns a tensor like x.
@@ -57,7 +57,7 @@ def as_velocity(model: Callable[..., Tensor], path: Path, prediction: Quantity =
 def path_of(velocity: Velocity) -> Path:
     """The path of a velocity made by conversion, also behind guidance, retiming or torch's wrappers.
 
-    Of every other velocity it is LinearPath().
+    For every other velocity it is LinearPath().
 
     Example:
         >>> from flowbook.paths import CosinePath
@@ -69,5 +69,5 @@ def path_of(velocity: Velocity) -> Path:
             return RetimedPath(path_of(velocity.velocity), velocity.power)
         if getattr(velocity, "velocity", None) is None:
             return LinearPath()
-        velocity = velocity.velocity  # guidance keeps it there
+        velocity = velocity.velocity  # the inner velocity of guidance
     return velocity.path

@@ -1,4 +1,4 @@
-"""What every path can do: mix noise and data, and turn one prediction into another."""
+"""The base class of paths: mixing noise and data, and converting one prediction into another."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from flowbook._core import validate
 from flowbook._core.times import per_sample
 
 Quantity = Literal["noise", "data", "score", "velocity", "v"]
-"""What a model predicts: "velocity" is dx/dt, and "v" the combination of noise and data of Salimans and Ho (2022)."""
+"""What a model predicts. "velocity" is dx/dt, and "v" the combination of noise and data of Salimans and Ho (2022)."""
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 SINGULAR_MARGIN = 1e-4
-"""How far the velocities made by conversion stay away from a time where the conversion divides by zero."""
+"""How far converted velocities stay away from a time at which the conversion divides by zero."""
 
 
 class Path(ABC):
-    """What every path can do; a path itself says only what alpha and sigma are."""
+    """The base class of paths; a subclass only defines alpha, sigma and their derivatives."""
 
     @abstractmethod
     def alpha(self, t: Tensor | float) -> Tensor:
@@ -40,7 +40,7 @@ class Path(ABC):
     @property
     @abstractmethod
     def t_range(self) -> tuple[float, float]:
-        """The times between which every conversion is regular."""
+        """The time interval on which every conversion is regular."""
 
     @property
     def last_velocity_time(self) -> float:
@@ -91,7 +91,7 @@ class Path(ABC):
         return self.alpha_dot(t) * x1 + sigma_dot * x0
 
     def interpolate_and_velocity(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`Path.interpolate` and :meth:`Path.velocity` at once, for a training step: nothing is checked.
+        """:meth:`Path.interpolate` and :meth:`Path.velocity` in one call, without validation, for a training step.
 
         Args:
             x0, x1: noise and data, shape (B, ...).
@@ -111,13 +111,13 @@ class Path(ABC):
     def convert(
         self, value: Tensor, xt: Tensor, t: Tensor | float, source: Quantity = "noise", target: Quantity = "velocity"
     ) -> Tensor:
-        r"""Turn one of noise, data, score, velocity and v at (xt, t) into another.
+        r"""Convert one of noise, data, score, velocity and v at (xt, t) into another.
 
         All five are linear in each other once ``xt`` is known: with the expected noise :math:`\epsilon` and data
         :math:`d`, :math:`x_t = \alpha d + \sigma\epsilon`, the velocity is :math:`\dot\alpha d + \dot\sigma\epsilon`
         and the score :math:`-\epsilon / \sigma` (Song et al. 2021, appendix B; Lipman et al. 2024, section 4.8). The
-        fifth is :math:`v = \alpha\epsilon - \sigma d` (Salimans and Ho 2022, section 4), which is no velocity: on a
-        quarter circle dx/dt is :math:`-\tfrac{\pi}{2} v`, elsewhere it is another thing.
+        fifth is :math:`v = \alpha\epsilon - \sigma d` (Salimans and Ho 2022, section 4), which is not a velocity: on
+        the quarter circle dx/dt is :math:`-\tfrac{\pi}{2} v`; on other paths it is not a multiple of v.
 
         Args:
             value: the prediction, shape (B, ...).
@@ -130,8 +130,8 @@ class Path(ABC):
 
         Raises:
             ValueError: for an unknown quantity, for shapes that differ, and at a time where the conversion divides
-                by zero (``alpha = 0`` or ``sigma = 0``; ``t_range`` says where none does). On a GPU the times are
-                not looked at, and the result there is infinite or NaN.
+                by zero (``alpha = 0`` or ``sigma = 0``; within ``t_range`` none does). On a GPU the times are not
+                checked, and the result at such a time is infinite or NaN.
 
         Example:
             >>> from flowbook.paths import LinearPath
@@ -150,7 +150,7 @@ class Path(ABC):
             return value
         return getattr(self, f"_{source}_to_{target}")(value, xt, per_sample(t, xt))
 
-    # One line each. a, s: alpha and sigma; a dot is written _dot. `_nonzero` raises where the line would divide by 0.
+    # `_nonzero` raises where a conversion would divide by 0.
 
     def _noise_to_data(self, noise: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         return (xt - self.sigma(t) * noise) / self._nonzero("alpha", t, "noise", "data")
@@ -196,7 +196,7 @@ class Path(ABC):
         sigma = self._nonzero("sigma", t, "velocity", "score")
         return -self._velocity_to_noise(v, xt, t) / sigma
 
-    # v and the state are a rotation of (noise, data), stretched where alpha^2 + sigma^2 is not 1: always invertible.
+    # (v, xt) is a rotation of (noise, data), scaled where alpha^2 + sigma^2 is not 1: always invertible.
 
     def _v_to_noise(self, v: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.alpha(t), self.sigma(t)

@@ -1,4 +1,4 @@
-"""The same flow in another time: equal steps there are fine steps near the data."""
+"""The same flow in a new time variable, whose equal steps are fine steps near the data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowbook.velocity import Velocity, Wrapper, call
 
 @dataclass(frozen=True)
 class RetimedPath(Path):
-    """A path in the time of :func:`retimed`.
+    """A path in the time variable of :func:`retimed`.
 
     Example:
         >>> from flowbook.paths import LinearPath
@@ -23,7 +23,7 @@ class RetimedPath(Path):
     """
 
     path: Path
-    """The path in the time t."""
+    """The path in its original time t."""
     power: float
     """As in :func:`retimed`."""
 
@@ -52,7 +52,7 @@ class RetimedPath(Path):
 
 
 class Retimed(Wrapper):
-    """A velocity in another time; made by :func:`retimed`."""
+    """A velocity in a new time variable; made by :func:`retimed`."""
 
     def __init__(self, velocity: Velocity, power: float):
         super().__init__()
@@ -71,12 +71,13 @@ def retimed(velocity: Velocity, power: float = 3.0) -> Retimed:
 
     .. math:: \frac{dx}{du} = p\, (1 - u)^{p - 1}\, v\big(x,\, 1 - (1 - u)^p\big)
 
-    Ends, latents and densities are the same; only the errors of fixed steps differ. Images with an empty background
-    need it for likelihoods: there the flow closes in on single grey levels, at a rate that grows like 1 / (1 - t).
+    Endpoints, latents and densities are the same; only the errors of fixed-step methods differ. Likelihoods of images
+    with an empty background need it: there the flow contracts onto single grey levels, at a rate that grows like
+    1 / (1 - t).
 
     Args:
         velocity: ``v(x, t, y=None)``, finite at t = 1.
-        power: p, at least 1; 1 changes nothing.
+        power: p, at least 1; 1 leaves the time unchanged.
 
     Example:
         >>> from flowbook.solvers import sample

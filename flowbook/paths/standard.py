@@ -1,4 +1,4 @@
-"""The paths that have a name: straight, a quarter circle, and the variance-preserving SDE."""
+"""The standard paths: the straight line, the quarter circle and the variance-preserving SDE."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LinearPath(Path):
         return SINGULAR_MARGIN, 1.0 if self.sigma_min > 0 else 1.0 - SINGULAR_MARGIN
 
     def interpolate_and_velocity(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        # The path is straight, so x_t = x_0 + t v: two operations, and a small training step notices the rest.
+        # The path is straight, so x_t = x_0 + t v takes two operations; a small training step would notice more.
         velocity = torch.sub(x1, x0, alpha=1.0 - self.sigma_min)
         return torch.addcmul(x0, t.reshape(-1, *[1] * (x1.dim() - 1)), velocity), velocity
 
@@ -99,8 +99,8 @@ class VPPath(Path):
     .. math:: \log\alpha = -\tfrac14 (\beta_{\max} - \beta_{\min}) s^2 - \tfrac12 \beta_{\min} s,
               \qquad \sigma^2 = 1 - \alpha^2.
 
-    At t = 0 alpha is 0.0066, not 0: a small trace of the data is left. At t = 1 sigma_dot is infinite, so that the
-    conditional velocity is: training on the velocity draws t up to ``1 - 1e-5``.
+    At t = 0 alpha is 0.0066, not 0: a small trace of the data remains. At t = 1 sigma_dot is infinite, and so is the
+    conditional velocity: training on the velocity draws t up to ``1 - 1e-5``.
 
     Example:
         >>> round(float(VPPath().alpha(0.0)), 4)
@@ -130,7 +130,7 @@ class VPPath(Path):
         return torch.exp(self._log_alpha(t))
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        # expm1 keeps the digits of 1 - alpha^2 near t = 1; rounding may put t a hair beyond 1, hence the clamp.
+        # expm1 keeps the digits of 1 - alpha^2 near t = 1; rounding may put t slightly above 1, hence the clamp.
         return torch.sqrt((-torch.expm1(2.0 * self._log_alpha(t))).clamp_min(0.0))
 
     def alpha_dot(self, t: Tensor | float) -> Tensor:

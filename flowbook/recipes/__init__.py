@@ -2,16 +2,16 @@
 
     model: {name: UNet, channels: 1, size: 28, num_classes: 10}    # a class of flowbook.models and its arguments
     data: {name: mnist}                                            # a function of flowbook.data and its arguments;
-                                                                   # levels: 256 dequantises anew in each batch; or
+                                                                   # levels: 256 dequantizes anew in each batch; or
                                                                    # {name: pairs, root: FOLDER}, for Reflow
     loss: {name: flow_matching, label_dropout: 0.1}                # or reflow, diffusion, maximum_likelihood; or
                                                                    # cross_entropy, for a classifier
     init: {checkpoint: mnist}                                      # optional: the parameters to start from
     coupling: {name: independent}                                  # optional
     train: {steps: 1000, batch_size: 128}                          # fields of TrainConfig
-    preview: {solver: "midpoint:steps=20", guidance: 1.0}          # optional: grids along the way
+    preview: {solver: "midpoint:steps=20", guidance: 1.0}          # optional: grids of samples during training
 
-Unknown sections and unknown keys are refused.
+Unknown sections and unknown keys are rejected.
 """
 
 from flowbook.recipes.building import (

@@ -1,4 +1,4 @@
-"""The run of a recipe: its model, data, loss and preview, and what it will cost."""
+"""The run of a recipe: its model, data, loss and preview, and its cost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from flowbook.training.precision import Precision, choose_device
 
 
 def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress: Progress = None) -> TrainResult:
-    """Train what a recipe says; the same as calling :func:`~flowbook.training.fit` with the objects it names."""
+    """Train a recipe; the same as calling :func:`~flowbook.training.fit` with the objects it names."""
     check(recipe)
     torch.manual_seed(recipe["train"].get("seed", 0))
     model = build_model(recipe)
@@ -55,9 +55,9 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
 
 
 def announce(recipe: Recipe) -> str:
-    """What a run will cost: the network, how many samples it will see, and how large a batch fits into memory.
+    """What a run will cost: the network, the number of samples, and how large a batch fits into memory.
 
-    Of maximum likelihood, which keeps many evaluations, it says nothing about memory.
+    For maximum likelihood, which keeps many evaluations, the memory is not given.
 
     Example:
         >>> from flowbook.recipes import read
@@ -111,7 +111,7 @@ def build_model(recipe: Recipe) -> nn.Module:
 
 
 def start_from(model: nn.Module, checkpoint: str) -> None:
-    """Give a model the parameters of a checkpoint's moving average, or shipped ones."""
+    """Load the averaged parameters (EMA) of a checkpoint, or shipped weights, into a model."""
     teacher = load(checkpoint)
     if models.describe(teacher) != models.describe(model):
         raise ValueError(

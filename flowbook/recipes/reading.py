@@ -1,4 +1,4 @@
-"""Recipes as text: read, changed, checked."""
+"""Recipes as text: reading, overriding, checking."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECTIONS = ("model", "init", "data", "loss", "coupling", "train", "preview")
 
 
 def names() -> list[str]:
-    """The recipes that come with the package.
+    """The names of the shipped recipes.
 
     Example:
         >>> "mnist" in names()
@@ -129,9 +129,9 @@ def _keys(section: str, content: dict[str, Any], target: Callable[..., Any]) -> 
     if lacking := sorted(set(needed) - set(content)):
         raise ValueError(f"recipe: {section} lacks {', '.join(lacking)}")
     known = {name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
-    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):  # of a loss that solves
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):  # a loss with a solver
         known |= set(SolverOptions.__annotations__)
-    known -= {"coupling"}  # of a loss; the recipe has a section for it, whose batches are coupled ahead
+    known -= {"coupling"}  # an argument of a loss, for which a recipe has a section, with batches coupled ahead
     known |= set() if section == "train" else {"name"}
     known |= {"levels"} if section == "data" else set()
     if unknown := sorted(set(content) - known):
@@ -145,7 +145,7 @@ def _target(section: str, content: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _whole_numbers(content: dict[str, Any], target: Callable[..., Any]) -> None:
-    """1e3 is a float in YAML, but a fine number of steps."""
+    """1e3 is a float in YAML, but a valid number of steps."""
     for name, parameter in inspect.signature(target).parameters.items():
         value = content.get(name)
         if parameter.annotation in ("int", "int | None") and isinstance(value, float) and value.is_integer():

@@ -31,26 +31,26 @@ class Bench:
     machine: str
     """Device, torch's version, precision, and whether the model was compiled."""
     cost: models.Cost
-    """Of the network."""
+    """The cost of the network."""
     batch_size: int
-    """Samples of a step."""
+    """Samples per step."""
     parts: dict[str, float]
-    """Seconds of each part of a step, medians, with the device waited for after each."""
+    """Median seconds of each part of a step, with the device synchronized after each part."""
     step: float
-    """Seconds of a whole step, the median of five rows of steps, with the device waited for after each row."""
+    """Seconds of a whole step, the median of five rows of steps, with the device synchronized after each row."""
     matrix_rate: float
-    """Operations a second of one large matrix product in the same precision, measured in the same run."""
+    """Operations per second of one large matrix product in the same precision, measured in the same run."""
     memory: int
-    """The most bytes that torch has held on a GPU, or on the CPU the process."""
+    """Peak memory in bytes, of torch on a GPU, or of the process on the CPU."""
 
     @property
     def images_per_second(self) -> float:
-        """Samples a second."""
+        """Samples per second."""
         return self.batch_size / self.step
 
     @property
     def utilisation(self) -> float:
-        """How much of the matrix rate the model's own operations reach, forward and twice that backward."""
+        """The fraction of the matrix rate that the model's operations reach, the backward pass counted twice."""
         return 3 * self.cost.flops * self.images_per_second / self.matrix_rate
 
     def __str__(self) -> str:
@@ -69,14 +69,14 @@ def bench(recipe: Recipe, steps: int = 10, warmup: int = 3) -> Bench:
     """Train on random numbers for a few steps, as ``fit`` would, and time it.
 
     Args:
-        recipe: its model, loss and training settings count; its data are not read.
-        steps: steps that are timed part by part; and as a whole, in five rows of a fifth of them each. A GPU, which
-            is waited for after each row, takes 20 or more in a row.
-        warmup: steps before; compilation falls into them.
+        recipe: its model, loss and training settings are used; its data are not read.
+        steps: number of steps timed part by part; whole steps are timed in five rows of a fifth of them each. A GPU,
+            which is synchronized after each row, takes 20 or more in a row.
+        warmup: steps before the timing, which include compilation.
 
     Raises:
-        ValueError: for a model that learns no velocity.
-        RuntimeError: in one of several processes: it times one.
+        ValueError: for a model that does not learn a velocity.
+        RuntimeError: when started as one of several processes, since it times one.
 
     Example:
         >>> from flowbook.recipes import read
@@ -146,14 +146,14 @@ class _Steps:
         )
 
     def average_of(self, steps: int) -> float:
-        """Seconds of a step when the device is not waited for between them, as in a run."""
+        """Seconds per step without synchronization of the device between steps, as in a run."""
         started = self.now()
         for _ in range(steps):
             self()
         return (self.now() - started) / steps
 
     def in_parts(self) -> dict[str, float]:
-        """Seconds of each part of a step, with the device waited for around each; backward is what the rest leaves."""
+        """Seconds of each part of a step, with the device synchronized around each; backward is the remainder."""
         spent = dict.fromkeys(PARTS, 0.0)
         started = self.now()
         self(
@@ -177,7 +177,7 @@ class _Steps:
 
 
 class _Context(StepContext):
-    """As a run's: its precision, and random numbers that belong to the sample."""
+    """The context of a run: its precision, and random numbers that belong to the sample."""
 
     def __init__(self, precision: Precision):
         self.precision = precision
@@ -189,7 +189,7 @@ class _Context(StepContext):
 
 
 class _Timed:
-    """An object one of whose methods is timed."""
+    """An object with one timed method."""
 
     def __init__(self, inner: Any, method: str, part: str, spent: dict[str, float], now: Callable[[], float]):
         self._inner, self._method, self._part, self._spent, self._now = inner, method, part, spent, now
@@ -209,7 +209,7 @@ class _Timed:
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
-    """Operations a second of a product of square matrices, the best of five: what the hardware gives in practice.
+    """Operations per second of a product of square matrices, the best of five: what the hardware reaches in practice.
 
     Example:
         >>> matrix_rate(torch.device("cpu"), "fp32") > 1e8

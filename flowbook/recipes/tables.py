@@ -1,4 +1,4 @@
-"""What the names in a recipe stand for."""
+"""The objects that the names in a recipe refer to."""
 
 from __future__ import annotations
 
@@ -41,4 +41,4 @@ LOSSES: Table = {
 PARTS: dict[str, Table] = {
     "path": PATHS, "schedule": NOISE_SCHEDULES, "perceptual": PERCEPTUAL,
 }  # fmt: skip
-"""The arguments of a loss that are sections themselves."""
+"""The arguments of a loss that are sections of their own."""

@@ -1,4 +1,4 @@
-"""The loss of Reflow, with every option of the original's: times, distances, reduction."""
+"""The loss of Reflow, with every option of the original: times, distances, reduction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowbook.data import labels_of, unpack
 from flowbook.velocity import Velocity, call, null_label_of
 
 Times = Literal["uniform", "t0", "t1"]
-"""When a batch is trained; an integer k means k evenly spaced times."""
+"""The times at which a batch is trained; an integer k means k evenly spaced times."""
 Distance = Literal["l2", "lpips", "lpips+l2"]
 TIMES: tuple[Times, ...] = get_args(Times)
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
@@ -36,11 +36,11 @@ def reflow_times(
     """The times at which a batch is trained, shape (batch,).
 
     Args:
-        times: "uniform" on [eps, 1], to straighten; "t0", all eps, to distil to one step; "t1", all 1, for an
-            encoder of one step; or an integer k, ``eps + j (1 - eps) / k`` for j < k alike often, to distil to k steps.
+        times: "uniform" on [eps, 1], to straighten; "t0", all eps, to distill to one step; "t1", all 1, for a one-step
+            encoder; or an integer k, ``eps + j (1 - eps) / k`` for j < k, equally likely, to distill to k steps.
         batch: B.
         eps: the first time.
-        generator: where the times come from; None draws them as the losses do, keyed to the sample inside ``fit``.
+        generator: for the times; None draws them as the losses do, keyed to the sample inside ``fit``.
         like: a tensor with the dtype and device of the result.
 
     Raises:
@@ -83,22 +83,22 @@ def reflow_loss(
 
     Args:
         velocity: the student, ``v(x, t, y=None)``.
-        x0: noise, shape (B, ...), each row with the data that the teacher made of it; None draws it afresh, which is
-            flow matching (Reflow off).
+        x0: noise, shape (B, ...), row by row with the data that the teacher generated from it; None draws fresh noise,
+            which is flow matching (Reflow off).
         x1: data, shape (B, ...).
-        y: the labels that the pairs were made with, shape (B,).
+        y: the labels that the pairs were generated with, shape (B,).
         times: as in :func:`reflow_times`.
-        distance: "l2", of the velocity from x1 - x0; "lpips", the perceptual distance of x0 + v, the student's one
-            step, from x1; or the two added.
-        reduce_mean: of l2, the mean over dimensions; False is half the sum, whose gradient is the difference itself.
-        perceptual: ``perceptual(a, b) -> (B,)`` for the last two distances: :class:`~flowbook.reflow.LPIPS`, say.
+        distance: "l2", of the velocity from x1 - x0; "lpips", the perceptual distance of x0 + v, the student's single
+            step, from x1; or "lpips+l2", their sum.
+        reduce_mean: for l2, the mean over dimensions; False is half the sum, whose gradient is the difference itself.
+        perceptual: ``perceptual(a, b) -> (B,)`` for "lpips" and "lpips+l2", such as :class:`~flowbook.reflow.LPIPS`.
         eps: the first time.
 
     Returns:
         The loss, a scalar.
 
     Raises:
-        ValueError, TypeError: for shapes that do not fit, and options that do not go together.
+        ValueError, TypeError: for invalid shapes, and for incompatible options.
 
     Example:
         >>> x0, x1 = torch.zeros(4, 2), torch.ones(4, 2)
@@ -133,11 +133,11 @@ def _check_times(times: Any, eps: float) -> None:
     if validate.is_integer(times):
         validate.positive_int("times", times)
     elif times not in TIMES:
-        raise ValueError(f"times: expected 'uniform', 't0', 't1' or how many times, such as 4; got {times!r}")
+        raise ValueError(f"times: expected 'uniform', 't0', 't1' or a number of times, such as 4; got {times!r}")
 
 
 def check_options(times: Any, distance: Distance, reduce_mean: bool, perceptual: Any, eps: float) -> None:
-    """Raise for options of :func:`reflow_loss` that are none or do not go together."""
+    """Raise for options of :func:`reflow_loss` that are invalid or incompatible."""
     _check_times(times, eps)
     validate.one_of("distance", distance, DISTANCES)
     validate.boolean("reduce_mean", reduce_mean)
@@ -147,7 +147,7 @@ def check_options(times: Any, distance: Distance, reduce_mean: bool, perceptual:
         return
     if times != "t0":
         raise ValueError(
-            f"times: distance={distance!r} compares images, and x0 + v is one only at times='t0', where it is the "
+            f"times: distance={distance!r} compares images, and x0 + v is an image only at times='t0', where it is the "
             f"student's whole step; got times={times!r}"
         )
     if perceptual is None:
@@ -160,7 +160,7 @@ def check_options(times: Any, distance: Distance, reduce_mean: bool, perceptual:
 
 @dataclass(frozen=True)
 class Reflow:
-    """:func:`reflow_loss` with its options chosen, as the ``loss(velocity, batch)`` that ``fit`` asks for.
+    """:func:`reflow_loss` with its options chosen, as the ``loss(velocity, batch)`` that ``fit`` expects.
 
     A batch is (x0, x1, y): from a :class:`~flowbook.reflow.PairDataset` or :class:`~flowbook.reflow.OnlinePairs`.
 
@@ -180,7 +180,7 @@ class Reflow:
         check_options(self.times, self.distance, self.reduce_mean, self.perceptual, self.eps)
 
     def check(self, network: nn.Module, data: Any) -> None:
-        """Labels of pairs must be the network's; its null label is one: a teacher may have sampled without any."""
+        """Raise for labels of pairs that the network does not have; the null label, which a teacher may use, is one."""
         y, null_label = getattr(data, "labels", labels_of(data)), null_label_of(network)
         if isinstance(y, Tensor):
             validate.labels("y", y, len(y), classes=None if null_label is None else null_label + 1)
@@ -188,9 +188,7 @@ class Reflow:
     def __call__(self, velocity: Velocity, batch: Any) -> Tensor:
         x0, x1, y = unpack(batch)
         if x0 is None:
-            raise ValueError(
-                "batch: Reflow learns from pairs (x0, x1, y); got no x0. Without pairs take FlowMatching()"
-            )
+            raise ValueError("batch: Reflow learns from pairs (x0, x1, y); got no x0. Without pairs use FlowMatching()")
         return reflow_loss(
             velocity, x0, x1, y=y, times=self.times, distance=self.distance, reduce_mean=self.reduce_mean,
             perceptual=self.perceptual, eps=self.eps,

@@ -1,6 +1,6 @@
-"""Pairs of noise and the data that a flow makes of it: what Reflow (chapter 4) learns from.
+"""Pairs of noise and the data that a flow generates from it: the training data of Reflow (chapter 4).
 
-A folder of pairs survives a kill: see :mod:`flowbook.data.generation`.
+Writing a folder of pairs may be interrupted at any time: see :mod:`flowbook.data.generation`.
 """
 
 from __future__ import annotations
@@ -47,32 +47,32 @@ def generate_pairs(
     seed: int = 0,
     **options: Unpack[GenerationOptions],
 ) -> PairDataset:
-    """Draw noise, solve the flow, keep both ends: n pairs in a folder, going on where an earlier call was stopped.
+    """Draw noise, solve the flow, keep both ends: n pairs in a folder, resuming where an earlier call was stopped.
 
-    Under torchrun or accelerate the processes share the shards out among themselves, and each returns when all are
-    done. Memory holds a batch, whatever n is.
+    Under torchrun or accelerate the processes divide the shards among themselves, and each returns when all are done.
+    Memory holds one batch, whatever n is.
 
     Args:
-        velocity: the teacher, ``v(x, t, y=None)``: the averaged weights that ``fit`` or ``load`` return, not the live
-            ones. It is called on the device of its parameters.
-        source: the shape of a sample, such as (1, 28, 28), for noise from N(0, I); or anything with
+        velocity: the teacher, ``v(x, t, y=None)``: with the averaged parameters (EMA) that ``fit`` or ``load`` return,
+            not the live ones. It is called on the device of its parameters.
+        source: the shape of a sample, such as (1, 28, 28), for noise from N(0, I); or an object with
             ``.sample(n, generator)``.
         n: number of pairs.
         out: the folder.
-        y: a label for each pair, shape (n,), kept with it.
-        seed: of the noise.
+        y: a label for each pair, shape (n,), stored with it.
+        seed: the seed of the noise.
         options: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields, by default dopri5. Pairs are only as
-            good as it is; an adaptive method's steps depend on the whole batch. Besides ``batch_size`` (256), the pairs
-            solved at once; ``shard_size`` (4096), those of a shard; ``name``, what the velocity is, in a word that
-            takes the place of its weights' digest (a function, which has no weights, needs it); and ``progress``, where
-            None shows a bar with the time left where a person watches (a terminal).
+            accurate as the solver; an adaptive method's steps depend on the whole batch. In addition ``batch_size``
+            (256), the pairs solved at once; ``shard_size`` (4096), the pairs in a shard; ``name``, a name that
+            identifies the velocity in place of the SHA-256 hex digest of its parameters (required for a function, which
+            has none); and ``progress``, where None shows a bar with the remaining time in a terminal only.
 
     Returns:
         The :class:`PairDataset` of the folder.
 
     Raises:
-        ValueError, TypeError: for arguments that do not fit, and for a folder made with other settings or weights.
-        RuntimeError: when the data are not finite.
+        ValueError, TypeError: for invalid arguments, and for a folder made with other settings or another model.
+        RuntimeError: when the generated data are not finite.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -88,19 +88,19 @@ def generate_pairs(
 
 
 class PairDataset(Shards):
-    """The pairs of a folder, read row by row from the disk: ``fit`` takes it as data.
+    """The pairs of a folder, read from disk row by row: data for ``fit``.
 
     Args:
         folder: made by :func:`generate_pairs`.
 
     Raises:
-        FileNotFoundError: when there are no pairs, or not all of them yet.
+        FileNotFoundError: when there are no pairs, or some are still missing.
         ValueError: for a damaged file.
 
     Example:
         >>> PairDataset("no/such/folder")
         Traceback (most recent call last):
-        FileNotFoundError: folder: no/such/folder holds no pairs: there is no manifest.json; see generate_pairs
+        FileNotFoundError: folder: no/such/folder holds no pairs: it has no manifest.json; see generate_pairs
     """
 
     _folder_class = PairFolder
@@ -111,21 +111,22 @@ class PairDataset(Shards):
         return x0[0], x1[0], None if y is None else y[0]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The pairs of some indices: x0 and x1 of shape (B, ...), y (B,) or None."""
+        """The pairs at the given indices: x0 and x1 of shape (B, ...), y (B,) or None."""
         x0, x1, *y = self._rows(indices)
         return x0, x1, y[0] if y else None
 
 
 @dataclass(frozen=True, init=False)
 class OnlinePairs:
-    """Fresh pairs in every batch, by the teacher itself: data for ``fit`` that no folder holds.
+    """Fresh pairs in every batch, generated by the teacher during training: data for ``fit`` without a folder.
 
-    No pair comes twice, so nothing can be learned by heart; each costs the teacher's whole solve in the loop.
+    No pair is seen twice, so none can be memorized; each costs a whole solve of the teacher in the loop.
 
     Args:
         velocity: the teacher, as in :func:`generate_pairs`.
-        source: a shape, or something with ``.sample(n, generator)``.
-        y: labels to draw from, shape (N,), each equally often: those of the data, say. None draws without labels.
+        source: a shape, or an object with ``.sample(n, generator)``.
+        y: labels to draw from, shape (N,), each equally often, such as the labels of the data. None samples without
+            labels.
         options: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields.
 
     Example:

@@ -1,8 +1,8 @@
-r"""Perceptual distances ``(a, b) -> (B,)``: how different two images look to a network that has learned to see.
+r"""Perceptual distances ``(a, b) -> (B,)``: how different two images look to a trained image classifier.
 
 .. math:: d(a, b) = \sum_l \frac{1}{H_l W_l} \sum_{h, w} \big\| w_l \odot (\hat f_l(a) - \hat f_l(b))_{hw} \big\|^2
 
-with the activations :math:`f_l` of some layers, each brought to unit length over its channels (Zhang et al. 2018,
+with the activations :math:`f_l` of some layers, each normalized to unit length over its channels (Zhang et al. 2018,
 equation 1). Both distances here are frozen and stay in eval mode; gradients pass through them to the images.
 """
 
@@ -27,7 +27,7 @@ TORCHVISION = {"alex": "AlexNet_Weights.IMAGENET1K_V1", "vgg": "VGG16_Weights.IM
 
 
 class _Frozen(nn.Module):
-    """Never in training mode, nothing to train, and wherever its input is."""
+    """A module that stays in eval mode, has no trainable parameters, and moves to the device of its input."""
 
     def train(self, mode: bool = True) -> _Frozen:
         return super().train(False)
@@ -45,21 +45,21 @@ class _Frozen(nn.Module):
 class LPIPS(_Frozen):
     """The learned perceptual distance of the lpips package, which holds the weights w of each layer.
 
-    Its backbone's weights do not come with it. They are downloaded once by torchvision, or read from a file, and never
-    left out: random ones are used where they are asked for by name.
+    The weights of its backbone are not shipped. They are downloaded once by torchvision, or read from a file; random
+    weights are used only when requested by name.
 
     Args:
         net: the backbone, "alex" or "vgg".
         weights: "torchvision"; or the path of torchvision's own file (alexnet-owt-7be5be79.pth, vgg16-397923af.pth); or
             "random", for tests.
-        size: an image whose shorter side is less is enlarged to it; 32 at least, the smallest that the backbones take.
-            Grey images become three equal channels.
+        size: an image whose shorter side is smaller is enlarged to it; at least 32, the smallest that the backbones
+            accept. Greyscale images become three equal channels.
 
     Shapes: a, b (B, 1 or 3, H, W) in [-1, 1] -> (B,).
 
     Raises:
         RuntimeError: when the weights cannot be downloaded.
-        FileNotFoundError, ValueError: when the file does not exist or is of another network.
+        FileNotFoundError, ValueError: when the file does not exist or is for another network.
 
     Example:
         >>> distance = LPIPS(weights="random")
@@ -75,7 +75,7 @@ class LPIPS(_Frozen):
         self.net, self.weights, self.size = net, str(weights), size
         import lpips
 
-        with warnings.catch_warnings():  # lpips asks torchvision for an untrained backbone in a deprecated way
+        with warnings.catch_warnings():  # lpips builds its untrained backbone with a deprecated argument
             warnings.simplefilter("ignore", UserWarning)
             self.distance = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
         if state is not None:
@@ -113,11 +113,11 @@ def _backbone(net: str, weights: str | Path) -> dict[str, Any]:
 
         try:
             state: dict[str, Any] = get_weight(TORCHVISION[net]).get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:  # an URLError is an OSError; a wrong checksum is a RuntimeError
+        except (OSError, RuntimeError) as error:  # a URLError is an OSError; a wrong checksum is a RuntimeError
             raise RuntimeError(
                 f"weights: torchvision's weights of {net} ({get_weight(TORCHVISION[net]).url}) could not be "
-                f"downloaded: {error}. Download the file elsewhere and pass its path, weights='...'; or take "
-                "weights='random' for a test without meaning"
+                f"downloaded: {error}. Download the file elsewhere and pass its path, weights='...'; or use "
+                "weights='random', for tests only"
             ) from error
         return state
     if not Path(weights).is_file():
@@ -132,10 +132,10 @@ def _backbone(net: str, weights: str | Path) -> dict[str, Any]:
 
 
 class ClassifierDistance(_Frozen):
-    """The same distance in the layers of a classifier of ours, with all weights w equal to 1; nothing to download.
+    """The same distance in the layers of flowbook's own classifier, with all weights w equal to 1; nothing to download.
 
     Args:
-        classifier: a trained one, see :func:`flowbook.models.load_classifier`.
+        classifier: a trained classifier, see :func:`flowbook.models.load_classifier`.
 
     Shapes: a, b (B, C, H, W) in [-1, 1] -> (B,).
 
@@ -159,11 +159,11 @@ class ClassifierDistance(_Frozen):
             raise ValueError(f"a: expected the classifier's images, shape (B, *{wanted}); got {tuple(a.shape)}")
         distance = a.new_zeros(len(a))
         for ours, theirs in zip(self._activations(a), self._activations(b), strict=True):
-            distance = distance + (ours - theirs).square().sum(1).mean(1)  # over channels, then over places
+            distance = distance + (ours - theirs).square().sum(1).mean(1)  # over channels, then over positions
         return distance
 
     def _activations(self, x: Tensor) -> list[Tensor]:
-        """The output of each SiLU, (B, channels, places), of unit length over its channels."""
+        """The output of each SiLU, (B, channels, positions), of unit length over its channels."""
         activations = []
         for layer in self.classifier.body:
             x = layer(x)

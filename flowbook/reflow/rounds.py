@@ -1,4 +1,4 @@
-"""The method: rounds of Reflow, distillation to a few steps, and an encoder of one."""
+"""The method: rounds of Reflow, distillation to a few steps, and a one-step encoder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flowbook.velocity import Velocity
 
 
 class RoundOptions(GenerationOptions, total=False):
-    """The pairs of a round of Reflow: what :func:`~flowbook.reflow.generate_pairs` takes."""
+    """The options for the pairs of a round, as in :func:`~flowbook.reflow.generate_pairs`."""
 
     n: int
     y: Tensor | None
@@ -38,24 +38,25 @@ def rectify(
     out: str | Path | None = None,
     **pairs: Unpack[RoundOptions],
 ) -> list[nn.Module]:
-    """Reflow, some rounds of it: draw pairs from the last velocity, train a copy of it on them (Liu et al. 2023).
+    """Rounds of Reflow: generate pairs with the last velocity, and train a copy of it on them (Liu et al. 2023).
 
     Args:
         velocity: the flow to straighten; it is not changed.
-        source: where its noise comes from, as in :func:`~flowbook.reflow.generate_pairs`.
-        rounds: how often.
-        config: of the training of each round; None is ``TrainConfig()``.
-        student: what the first round trains a copy of, where that is not ``velocity``: behind guidance, say.
-        loss: with its options.
-        out: a folder, with ``round_1/pairs`` and ``round_1/run`` and so on, which a second call continues; None keeps
+        source: the source of its noise, as in :func:`~flowbook.reflow.generate_pairs`.
+        rounds: number of rounds.
+        config: the settings of each round's training; None is ``TrainConfig()``.
+        student: the module of which the first round trains a copy, if not ``velocity``, such as the one inside
+            guidance.
+        loss: the loss, with its options.
+        out: a folder, with ``round_1/pairs`` and ``round_1/run`` and so on, which a second call resumes; None keeps
             nothing.
-        pairs: those of a round, as in :func:`~flowbook.reflow.generate_pairs`: their number ``n`` (10,000; too few pull
-            every later flow to themselves), a label ``y`` for each, the ``seed`` of their noise (each round draws new
-            noise; that of the training is in ``config``), a solver, ``name``, which says what ``velocity`` is where it
-            is a function without weights, and ``progress``, which is that of the training too.
+        pairs: options for the pairs of a round, as in :func:`~flowbook.reflow.generate_pairs`: their number ``n``
+            (10,000; with too few, every later flow overfits to them), a label ``y`` for each, the ``seed`` of their
+            noise (each round draws new noise; the seed of the training is in ``config``), a solver, ``name``, which
+            identifies ``velocity`` where it is a function without parameters, and ``progress``, also for the training.
 
     Returns:
-        The velocity after each round, with averaged weights.
+        The velocity after each round, with averaged parameters (EMA).
 
     Example:
         >>> from flowbook import models
@@ -66,8 +67,8 @@ def rectify(
         (2, False)
     """
     validate.positive_int("rounds", rounds)
-    progress, seed = pairs.get("progress"), pairs.pop("seed", 0)
-    n = pairs.pop("n", 10_000)
+    options: dict[str, Any] = {"n": 10_000, **pairs}
+    progress, seed = options.get("progress"), options.pop("seed", 0)
     validate.instance("loss", loss, Reflow, "Reflow()")
     config = TrainConfig() if config is None else config
     start = velocity if student is None else student
@@ -80,11 +81,11 @@ def rectify(
     with TemporaryDirectory() as nowhere:
         for k in range(1, rounds + 1):
             folder = Path(nowhere if out is None else out) / f"round_{k}"
-            drawn = generate_pairs(velocity, source, n, folder / "pairs", seed=keyed.mix(seed, k), **pairs)
+            drawn = generate_pairs(velocity, source, out=folder / "pairs", seed=keyed.mix(seed, k), **options)
             run = None if out is None else folder / "run"
             velocity = start = fit(_trainable(start), loss, drawn, config, out=run, progress=progress).velocity
             flows.append(start)
-            pairs.pop("name", None)  # it was the first teacher's
+            options.pop("name", None)  # it was the first teacher's
     return flows
 
 
@@ -101,20 +102,20 @@ def distill(
 ) -> nn.Module:
     """A student that does in a few Euler steps what the teacher of the pairs did in many.
 
-    It learns at the times 0, 1/k, ... of its k steps alone, and is nothing between them. To sample from it is
+    It is trained only at the times 0, 1/k, ... of its k steps, and is meaningless between them. Sample from it with
     ``sample(student, x0, method="euler", steps=k)``.
 
     Args:
-        velocity: where the student starts, the teacher or a straightened flow; it is not changed.
+        velocity: the initial student, the teacher or a straightened flow; it is not changed.
         pairs: a :class:`~flowbook.reflow.PairDataset`, :class:`~flowbook.reflow.OnlinePairs`, or tensors (x0, x1, y).
-        config: of the training; None is ``TrainConfig()``.
+        config: the settings of the training; None is ``TrainConfig()``.
         steps: k.
-        distance, perceptual: as in :func:`reflow_loss`; other distances than "l2" take one step.
+        distance, perceptual: as in :func:`reflow_loss`; distances other than "l2" need ``steps=1``.
         out: a folder for checkpoints and log.
         progress: as in ``fit``.
 
     Returns:
-        The student, with averaged weights.
+        The student, with averaged parameters (EMA).
 
     Example:
         >>> from flowbook import models

@@ -1,7 +1,7 @@
-"""Solvers: one value that says how a flow is solved, and one function that solves it in either direction.
+"""Solvers: one object that describes how a flow is solved, and one function that solves it in either direction.
 
-Fixed-step methods are a static loop of our own, which ``torch.compile`` takes whole; the adaptive ones are
-torchdiffeq's, held inside [t0, t1].
+Fixed-step methods are a static loop, which ``torch.compile`` compiles as one graph; the adaptive methods are
+torchdiffeq's, with every evaluation kept inside [t0, t1].
 """
 
 from flowbook.solvers.adaptive import cannot_go_on

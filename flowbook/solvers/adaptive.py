@@ -1,4 +1,4 @@
-"""Adaptive methods: torchdiffeq's, held inside [t0, t1]."""
+"""Adaptive methods: torchdiffeq's, with every evaluation kept inside [t0, t1]."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from flowbook.solvers.solver import Solver
 
 
 def solve_adaptive(f: Field, x: Tensor, solver: Solver, times: list[float]) -> list[Tensor]:
-    """The states at ``times``, which start where the solve starts and end where it ends.
+    """The states at ``times``, whose first and last are the start and the end of the solve.
 
     Raises:
-        RuntimeError: when the method cannot go on, or has used up ``max_calls``.
+        RuntimeError: when the method fails, or has used up ``max_calls``.
     """
     from torchdiffeq import odeint
 
     low, high = min(times), max(times)
     watch = _Watch(solver, times)
 
-    # torchdiffeq's search for a first step may look beyond the end; its steps do unless `step_t` makes one end there.
+    # torchdiffeq's search for an initial step size may evaluate beyond the end, and so do its steps, unless `step_t`
+    # puts the end of a step there.
     def inside(t: Tensor, state: Tensor) -> Tensor:
         watch.before_call(t)
         return f(state, t.clamp(low, high).to(state.dtype))
@@ -31,22 +32,21 @@ def solve_adaptive(f: Field, x: Tensor, solver: Solver, times: list[float]) -> l
     try:
         with watch:
             states = odeint(inside, x, grid, rtol=solver.rtol, atol=solver.atol, method=solver.method, options=options)
-    except AssertionError as error:  # its word for "the step went to 0" and "the state is not finite"
+    except AssertionError as error:  # raised for step size underflow and for a state that is not finite
         raise cannot_go_on(solver, x, error) from error
     return list(states.unbind(0))
 
 
 def cannot_go_on(solver: Solver, x: Tensor, error: Exception) -> RuntimeError:
-    """What to say when torchdiffeq gives up."""
+    """The error to raise when torchdiffeq gives up."""
     return RuntimeError(
-        f"{solver.method} cannot go on: {error}. The velocity is not finite or changes too fast for "
-        f"rtol={solver.rtol:g}, atol={solver.atol:g} in {x.dtype}; look at its values, loosen the tolerance or take a "
-        "fixed-step method"
+        f"{solver.method} failed: {error}. The velocity is not finite or changes too fast for rtol={solver.rtol:g}, "
+        f"atol={solver.atol:g} in {x.dtype}; inspect its values, loosen the tolerances or use a fixed-step method"
     )
 
 
 class _Watch:
-    """Counts the calls up to ``max_calls``, and shows a bar of the time reached where a person watches."""
+    """Counts the calls up to ``max_calls``, and shows a progress bar of the solve's time in a terminal."""
 
     def __init__(self, solver: Solver, times: list[float]):
         self.solver, self.calls, self.times = solver, 0, times
@@ -61,7 +61,7 @@ class _Watch:
             raise RuntimeError(
                 f"max_calls: {self.solver.method} has used up its {limit} evaluations at t = {float(t):.4g}, between "
                 f"{self.times[0]:g} and {self.times[-1]:g}. Allow more, loosen rtol={self.solver.rtol:g} and "
-                f"atol={self.solver.atol:g}, or take a fixed-step method"
+                f"atol={self.solver.atol:g}, or use a fixed-step method"
             )
         if self.bar is not None and self.calls % 20 == 0:
             reached = abs(float(t) - self.times[0]) / abs(self.times[-1] - self.times[0])

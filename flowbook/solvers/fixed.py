@@ -1,9 +1,9 @@
-"""Fixed-step methods: a static loop, which ``torch.compile`` takes whole.
+"""Fixed-step methods: a static loop, which ``torch.compile`` compiles as one graph.
 
-A method is two functions: the slopes of a step, and the weights with which they move the state by the fraction theta of
-the step. At theta = 1 the weights are the method's own; in between they interpolate without a further call. A method
-with a memory also uses the first slopes of earlier steps, newest first; its weights are told where these steps began,
-in fractions of this one, and it begins with a step of midpoint.
+A method consists of two functions: the slopes of a step, and the weights with which they advance the state by a
+fraction theta of the step. At theta = 1 these are the method's own weights; in between they interpolate without a
+further call. A multistep method (``memory`` > 0) also uses the first slopes of earlier steps, newest first; its weights
+also depend on when these steps began, in units of the current step. Its first step is a midpoint step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Slopes = tuple[Tensor, ...]
 
 
 class Step(NamedTuple):
-    """The first, middle and last time of a step, 0-d tensors on the device, and its length."""
+    """The start, middle and end time of a step, 0-d tensors on the device, and its length."""
 
     start: Tensor
     middle: Tensor
@@ -61,7 +61,7 @@ def _rk4_weights(theta: float) -> tuple[float, ...]:
 
 
 def _adams_weights(theta: float, a: float, b: float | None = None) -> tuple[float, ...]:
-    # Adams and Bashforth's method for steps of any lengths (Hairer, Norsett, Wanner 1993, section III.5): the integral
+    # The Adams-Bashforth method with variable step sizes (Hairer, Norsett, Wanner 1993, section III.5): the integral
     # from 0 to theta of the polynomial through the slopes at 0, a and, from the third step on, b.
     square, cube = theta**2 / 2, theta**3 / 3
     if b is None:
@@ -88,7 +88,7 @@ FIXED = {
 
 
 def solve_fixed(f: Field, x: Tensor, method: FixedStep, grid: list[float], save_at: list[float]) -> list[Tensor]:
-    """Walk from time to time of the grid; the states at ``save_at``, of which the first and last are the grid's."""
+    """Step along the grid; the states at ``save_at``, whose first and last times are the ends of the grid."""
     states, due = [x], 1
     earlier: list[tuple[float, Tensor]] = []  # when earlier steps began, and their slopes there, newest first
     for step, start, end in patiently(list(zip(_steps(grid, x), grid[:-1], grid[1:], strict=True))):
@@ -104,10 +104,13 @@ def solve_fixed(f: Field, x: Tensor, method: FixedStep, grid: list[float], save_
 
 
 def _steps(grid: list[float], x: Tensor) -> list[Step]:
-    """The steps of a grid, with all of their times in one tensor on the device: making them one by one takes longer."""
+    """The steps of a grid; their times are made as one tensor on the device, since one by one takes longer."""
     halves = [t for a, b in itertools.pairwise(grid) for t in (a, 0.5 * (a + b))] + grid[-1:]
     times = torch.tensor(halves, dtype=working_dtype(x.dtype), device=x.device).unbind()
-    return [Step(*times[2 * n : 2 * n + 3], b - a) for n, (a, b) in enumerate(itertools.pairwise(grid))]
+    return [
+        Step(times[2 * n], times[2 * n + 1], times[2 * n + 2], b - a)
+        for n, (a, b) in enumerate(itertools.pairwise(grid))
+    ]
 
 
 def _advance(x: Tensor, slopes: Slopes, weights: tuple[float, ...], h: float) -> Tensor:

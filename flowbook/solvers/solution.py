@@ -18,7 +18,7 @@ from flowbook.velocity import Velocity, call, evaluating, model_calls
 
 
 class SolveOptions(SolverOptions, total=False):
-    """What :func:`solve` takes beside the state and the times."""
+    """The options of :func:`solve`, in addition to the state and the times."""
 
     save_at: Sequence[float] | Tensor | None
     differentiable: bool
@@ -31,11 +31,11 @@ class Solution:
     x: Tensor
     """The final state, shape (B, ...)."""
     trajectory: Tensor | None
-    """The states at ``save_at``, shape (len(save_at), B, ...); None unless asked for."""
+    """The states at ``save_at``, shape (len(save_at), B, ...); None without ``save_at``."""
     times: Tensor
     """The times of the trajectory, or just (t0, t1)."""
     nfe: int
-    """The number of model calls, exactly."""
+    """The exact number of function evaluations (model calls)."""
 
 
 def solve(
@@ -51,32 +51,32 @@ def solve(
 ) -> Solution:
     """Move ``x`` along the velocity from time t0 to t1; t0 > t1 runs backward.
 
-    State and time are accumulated in float32 at least: a half rounds small steps away.
+    State and time are accumulated in float32 at least: half precision would round small steps away.
 
     Args:
-        velocity: ``v(x, t, y=None)``, a tensor like x. It gets x in its own dtype, and t as a 0-d tensor in float32
-            (float64 where x is). It is never called outside [t0, t1]. A module runs in eval mode and gets its mode
-            back.
+        velocity: ``v(x, t, y=None)``, a tensor like x. It is called with states of the dtype of x and with t as a 0-d
+            tensor in float32 (float64 if x is), never outside [t0, t1]. A module runs in eval mode; its mode is
+            restored afterwards.
         x: the state at t0, shape (B, ...), floating point and finite.
         t0, t1: times in [0, 1]; 0 is noise and 1 is data.
         y: labels, shape (B,), passed on to the velocity.
         save_at: times from t0 to t1, in order, at which the state is kept. They change neither the steps nor x: between
             two steps the state is interpolated, by a method's continuous extension (euler to first order, heun and
-            midpoint to second, rk4 and ab3 to third) or by torchdiffeq's quartic, which follows dopri5 to some 30 times
-            its tolerance. For dopri8 and bosh3 it may be ten to ten thousand times worse than x: solve to each time in
-            turn where that matters.
+            midpoint to second, rk4 and ab3 to third) or by torchdiffeq's quartic, which for dopri5 is accurate to about
+            30 times the tolerance. For dopri8 and bosh3 its error may be ten to ten thousand times that of x: where
+            this matters, solve from each time to the next.
         differentiable: keep the graph, for gradients through the solver.
         solver: a :class:`Solver` as ``solver``, or its fields: ``method``, ``steps``, ``grid``, ``rtol``, ``atol``,
-            ``max_calls``. Without any it is dopri5; with ``steps`` or ``grid`` alone, midpoint.
+            ``max_calls``. The default is dopri5; with ``steps`` or ``grid`` alone, midpoint.
 
     Returns:
         A :class:`Solution`; its states have the dtype of x.
 
     Raises:
-        ValueError, TypeError: for arguments that do not fit, before the velocity is called.
-        RuntimeError: when an adaptive method cannot go on (the velocity is not finite, or too wild for the tolerance)
-            or needs more than ``max_calls``, or a fixed-step method ends in numbers that are not finite (looked at on
-            the CPU only).
+        ValueError, TypeError: for invalid arguments, before the velocity is called.
+        RuntimeError: when an adaptive method fails (the velocity is not finite, or changes too fast for the
+            tolerances) or needs more than ``max_calls``, or when a fixed-step method ends with numbers that are not
+            finite (checked on the CPU only).
 
     Example:
         >>> solution = solve(lambda x, t: -x, torch.ones(1, 1), method="rk4", steps=10)
@@ -89,7 +89,7 @@ def solve(
     times = [t0, t1] if save_at is None else ending_at("save_at", list(ordered_times("save_at", save_at)), t0, t1)
     grid = chosen.times(t0, t1) if chosen.fixed and t0 != t1 else []
     if not differentiable:
-        x = x.detach()  # or the first state of a trajectory would bring its graph along
+        x = x.detach()  # otherwise the first state of a trajectory would carry its graph along
     field = _Field(velocity, y, x.dtype)
     start = x.to(working_dtype(x.dtype))
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()), evaluating(velocity):
@@ -120,7 +120,7 @@ def sample(velocity: Velocity, x0: Tensor, *, y: Tensor | None = None, **options
 
 
 def refuse(options: Any, names: Sequence[str], reason: str) -> None:
-    """Raise for options that a function has no use for, with the reason."""
+    """Raise for options that a function does not accept, with the reason."""
     for name in names:
         if name in options:
             raise TypeError(f"{name}: {reason}")
@@ -155,6 +155,6 @@ def _check_finite(x: Tensor, solver: Solver, steps: int) -> None:
     if validate.values_are_readable(x) and not bool(torch.isfinite(x.detach()).all()):
         bad = int((~torch.isfinite(x.detach())).sum())
         raise RuntimeError(
-            f"{solver.method} with {steps} steps ended in {bad} NaN or infinite numbers of {x.numel()}. The velocity "
-            "is not finite or the steps are too long for it; look at its values or take more steps"
+            f"{solver.method} with {steps} steps ended with {bad} of {x.numel()} numbers NaN or infinite. The velocity "
+            "is not finite or the steps are too long for it; inspect its values or take more steps"
         )

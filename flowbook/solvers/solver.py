@@ -1,10 +1,10 @@
-"""How a flow is solved, as one value: :class:`Solver`, and the keywords that describe one."""
+"""How a flow is solved, as one object: :class:`Solver`, and the keywords that describe one."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast, get_args
 
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 
 
 class SolverOptions(TypedDict, total=False):
-    """The keywords of everything that solves: a ready :class:`Solver`, or its fields."""
+    """The keywords of every function that solves an ODE: a :class:`Solver`, or its fields."""
 
     solver: Solver
     method: Method | None
@@ -35,26 +35,26 @@ class SolverOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Solver:
-    """How an ODE is solved. Everything that solves takes one as ``solver=``, or its fields as keywords.
+    """How an ODE is solved. Every function that solves one accepts it as ``solver=``, or its fields as keywords.
 
     Args:
-        method: "dopri5" or another adaptive method of torchdiffeq's ("dopri8", "bosh3", "fehlberg2",
-            "adaptive_heun"), with ``rtol``, ``atol`` and ``max_calls``; or "euler", "midpoint", "heun", "rk4", "ab3",
-            with ``steps`` or ``grid``. "ab3" is Adams and Bashforth's of third order: it draws a parabola through the
-            last three slopes, so that a step costs one call (and the whole one more, to start). None is midpoint where
-            ``steps`` or ``grid`` is given, and dopri5 where not.
+        method: "dopri5" or another adaptive method of torchdiffeq ("dopri8", "bosh3", "fehlberg2", "adaptive_heun"),
+            with ``rtol``, ``atol`` and ``max_calls``; or "euler", "midpoint", "heun", "rk4", "ab3", with ``steps`` or
+            ``grid``. "ab3" is the third-order Adams-Bashforth method: it extrapolates the parabola through the last
+            three slopes, so that a step costs one call (and the whole solve one more, to start). None is midpoint where
+            ``steps`` or ``grid`` is given, and dopri5 otherwise.
         steps: the number of equal steps of a fixed-step method.
-        grid: in their place, the times at which steps begin and end, in order; a solve in the other direction walks
-            along them backward. Velocities of data with fine detail change fastest near t = 1:
+        grid: instead of ``steps``, the times at which steps begin and end, in order; a solve in the other direction
+            runs through them in reverse. Velocities of data with fine detail change fastest near t = 1:
             ``1 - (1 - torch.linspace(0, 1, n + 1)) ** 1.5`` makes the steps there shorter (Karras et al. 2022, equation
-            5, choose theirs by the same reasoning).
+            5, space their steps by the same reasoning).
         rtol, atol: tolerances of an adaptive method, for the error of one step: its root mean square over the whole
-            batch, relative to ``atol + rtol |x|``. 1e-5 shows no error in a picture; a likelihood may want 1e-7. In
-            float32 nothing below about 1e-6 can be reached.
-        max_calls: an adaptive method that needs more evaluations than this stops with an error; None lets it go on.
+            batch, relative to ``atol + rtol |x|``. At 1e-5 no error is visible in an image; a likelihood may need 1e-7.
+            In float32 nothing below about 1e-6 can be reached.
+        max_calls: an adaptive method that needs more evaluations than this stops with an error; None sets no limit.
 
     Raises:
-        ValueError, TypeError: for values that do not fit, and options that the method does not take.
+        ValueError, TypeError: for invalid values, and for options that the method does not take.
 
     Example:
         >>> Solver(steps=20)
@@ -86,19 +86,19 @@ class Solver:
         elif stepped:
             name = "steps" if self.grid is None else "grid"
             raise ValueError(
-                f"{name}: {method} chooses its own steps by rtol and atol; got {name}={getattr(self, name)}"
+                f"{name}: {method} chooses its own steps from rtol and atol; got {name}={getattr(self, name)}"
             )
 
     def _check_fixed(self) -> None:
         if self.steps is None and self.grid is None:
-            raise ValueError(f"steps: {self.method} takes fixed steps; say how many, for example steps=50")
+            raise ValueError(f"steps: {self.method} takes fixed steps; expected their number, such as 50; got None")
         if self.steps is not None and self.grid is not None:
-            raise ValueError(f"grid: the times of the steps, in place of their number; got steps={self.steps} as well")
+            raise ValueError(f"grid: expected either grid or steps; got steps={self.steps} as well")
         for name, default in (("rtol", TOLERANCE), ("atol", TOLERANCE), ("max_calls", None)):
             if getattr(self, name) != default:
                 raise ValueError(
-                    f"{name}: {self.method} takes fixed steps, however large their error; got "
-                    f"{name}={getattr(self, name)}, which is for an adaptive method, such as dopri5"
+                    f"{name}: {self.method} takes fixed steps without error control; got "
+                    f"{name}={getattr(self, name)}, which is for an adaptive method such as dopri5"
                 )
         if self.steps is not None:
             validate.positive_int("steps", self.steps)
@@ -108,14 +108,14 @@ class Solver:
 
     @property
     def fixed(self) -> bool:
-        """Whether the steps are fixed beforehand."""
+        """Whether this is a fixed-step method."""
         return self.method in FIXED
 
     def times(self, t0: float, t1: float) -> list[float]:
         """The times between the steps of a fixed-step method from t0 to t1, both included.
 
         Raises:
-            ValueError: for a grid with other ends.
+            ValueError: for a grid that does not start and end at t0 and t1.
 
         Example:
             >>> Solver("euler", steps=2).times(0.0, 1.0)
@@ -128,7 +128,7 @@ class Solver:
         return [t1 if n == self.steps else t0 + n * ((t1 - t0) / self.steps) for n in range(self.steps + 1)]
 
     def between(self, t0: float, t1: float) -> Solver:
-        """For a part of the way: a grid keeps its times between the two and ends at them; equal steps stay as many.
+        """The solver for the interval from t0 to t1: a grid is cut to it; a number of equal steps stays the same.
 
         Example:
             >>> Solver("heun", grid=[0.0, 0.3, 0.6, 1.0]).between(0.5, 1.0).grid
@@ -144,11 +144,11 @@ class Solver:
 
     @property
     def _grid(self) -> tuple[float, ...] | None:
-        return cast("tuple[float, ...] | None", self.grid)  # __post_init__ has seen to it
+        return cast("tuple[float, ...] | None", self.grid)  # __post_init__ has made it a tuple
 
     @classmethod
     def parse(cls, text: str) -> Solver:
-        """A solver from one word, as the shell and recipes write it; the inverse of ``str``.
+        """A solver from a string, as on the command line and in recipes; the inverse of ``str``.
 
         Example:
             >>> Solver.parse("rk4:steps=10"), Solver.parse("dopri5:rtol=1e-7,atol=1e-7")
@@ -157,20 +157,19 @@ class Solver:
             (0.0, 0.3, 1.0)
         """
         if not isinstance(text, str):
-            raise TypeError(f"solver: expected a word such as 'rk4:steps=10'; got {text!r}")
+            raise TypeError(f"solver: expected a string such as 'rk4:steps=10'; got {text!r}")
         method, _, rest = text.partition(":")
         fields: dict[str, Any] = {"method": method}
-        readers = {"steps": int, "grid": _grid, "rtol": float, "atol": float, "max_calls": int}
         for part in rest.split(",") if rest else ():
             name, equals, value = part.partition("=")
-            if not equals or name not in readers or name in fields:
+            if not equals or name not in _READERS or name in fields:
                 raise ValueError(
-                    f"solver: expected method:name=value,... with names {', '.join(readers)}, each once; got {text!r}"
+                    f"solver: expected method:name=value,... with names {', '.join(_READERS)}, each once; got {text!r}"
                 )
             try:
-                fields[name] = readers[name](value)
+                fields[name] = _READERS[name](value)
             except ValueError as error:
-                raise ValueError(f"solver: {name} is no number: {value!r} in {text!r}") from error
+                raise ValueError(f"solver: expected a number for {name}; got {value!r} in {text!r}") from error
         return cls(**fields)
 
     def __str__(self) -> str:
@@ -186,19 +185,19 @@ class Solver:
 
 
 def as_solver(options: SolverOptions, default: Solver = Solver()) -> Solver:
-    """The solver that keywords describe: one mechanism for everything that solves.
+    """The solver that the keywords describe, for every function that solves an ODE.
 
-    What is not given is the default's, where that fits: its method, and its steps for another fixed-step method.
-    ``steps`` or ``grid`` alone asks for fixed steps (the default's method, or midpoint), a tolerance alone for an
+    What is not given comes from the default, where that applies: its method, and its steps for another fixed-step
+    method. ``steps`` or ``grid`` alone selects fixed steps (the default's method, or midpoint), a tolerance alone an
     adaptive method (the default's, or dopri5).
 
     Args:
         options: ``solver`` alone, or fields of :class:`Solver`.
-        default: what is meant without any.
+        default: the solver without any keywords.
 
     Raises:
-        TypeError: for an unknown keyword, for a solver that is none, and for a solver beside fields.
-        ValueError: for fields that do not fit.
+        TypeError: for an unknown keyword, for a ``solver`` that is not a Solver, and for one given along with fields.
+        ValueError: for invalid fields.
 
     Example:
         >>> as_solver({"steps": 4}), as_solver({"method": "heun"}, default=Solver("rk4", steps=50))
@@ -210,7 +209,7 @@ def as_solver(options: SolverOptions, default: Solver = Solver()) -> Solver:
             raise TypeError(f"{name}: unexpected keyword argument; a solver is described by {known}")
     if "solver" in options:
         if len(options) > 1:
-            raise TypeError(f"solver: expected it alone, or its fields; got {', '.join(options)}")
+            raise TypeError(f"solver: expected either a solver or its fields; got {', '.join(options)}")
         validate.instance("solver", options["solver"], Solver, "Solver('rk4', steps=10)")
         return options["solver"]
     fields: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -228,7 +227,7 @@ def as_solver(options: SolverOptions, default: Solver = Solver()) -> Solver:
 
 
 def ordered_times(name: str, given: Any) -> tuple[float, ...]:
-    """Times in [0, 1], at least two, strictly in one order."""
+    """Times in [0, 1], at least two, strictly increasing or strictly decreasing."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise TypeError(f"{name}: expected a sequence of times; got {type(given).__name__}")
     times = tuple(float(t) for t in given)
@@ -238,16 +237,25 @@ def ordered_times(name: str, given: Any) -> tuple[float, ...]:
         validate.time(name, t)
     direction = 1.0 if times[-1] >= times[0] else -1.0
     if not all((later - earlier) * direction > 0 for earlier, later in itertools.pairwise(times)):
-        raise ValueError(f"{name}: expected times strictly in order; got {list(times)}")
+        raise ValueError(f"{name}: expected times in strictly increasing or decreasing order; got {list(times)}")
     return times
 
 
 def ending_at(name: str, times: list[float], t0: float, t1: float) -> list[float]:
-    """The times, which must start at t0 and end at t1 up to rounding, with exactly these ends."""
+    """The times with their ends set to exactly t0 and t1, which they must equal up to rounding."""
     if abs(times[0] - t0) > validate.TIME_SLACK or abs(times[-1] - t1) > validate.TIME_SLACK:
         raise ValueError(f"{name}: expected times that start at t0 = {t0:g} and end at t1 = {t1:g}; got {times}")
     return [t0, *times[1:-1], t1]
 
 
-def _grid(text: str) -> tuple[float, ...]:
+def _read_grid(text: str) -> tuple[float, ...]:
     return tuple(float(t) for t in text.split("/"))
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "steps": int,
+    "grid": _read_grid,
+    "rtol": float,
+    "atol": float,
+    "max_calls": int,
+}

@@ -1,7 +1,7 @@
 """The training loop of every chapter and every GPU run: its settings, its step, its checkpoints.
 
-A loss of one's own may draw its random numbers with :func:`randn_like` and :func:`rand`: then a sample meets the same
-ones whatever the number of processes and micro-batches.
+A custom loss may draw its random numbers with :func:`randn_like` and :func:`rand`: then each sample gets the same
+numbers whatever the number of processes and micro-batches.
 """
 
 from flowbook._core.keyed import keyed, rand, randn_like

@@ -1,4 +1,4 @@
-"""What ``fit`` was called with, looked at before anything is done."""
+"""The arguments of ``fit``, validated before anything else happens."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Arguments:
     validation: Any
 
     def check(self) -> None:
-        """Raise for arguments that do not fit."""
+        """Raise for invalid arguments."""
         _check_network(self.network)
         if not torch.is_grad_enabled():
             raise RuntimeError(
-                "fit: gradients are off here; call it outside torch.no_grad() and torch.inference_mode()"
+                "fit: gradients are disabled here; call it outside torch.no_grad() and torch.inference_mode()"
             )
         validate.function("loss", self.loss.loss, "FlowMatching()")
         validate.instance("config", self.config, TrainConfig, "TrainConfig(steps=1000)")
@@ -71,13 +71,13 @@ def _check_network(network: nn.Module) -> None:
         raise TypeError(f"velocity: expected a torch.nn.Module to train; got {type(network).__name__}")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError(
-            "velocity: expected parameters that can be trained; none of this one's require gradients, as in the "
-            "averaged copy that a run returns (velocity.requires_grad_(True) makes a copy trainable)"
+            "velocity: expected trainable parameters; got none that require gradients, as in the averaged copy that a "
+            "run returns (velocity.requires_grad_(True) makes a copy trainable)"
         )
 
 
 def _check_finite(name: str, data: Any) -> None:
-    """Once: a row that is not finite would end the run at the step that meets it."""
+    """Checked once: a row that is not finite would end the run at the step that draws it."""
     if not is_tensors(data):
         return
     x0, x1, _ = unpack(data)

@@ -21,14 +21,14 @@ from flowbook.data import Batch, is_tensors, map_batch, to_device, unpack
 
 @runtime_checkable
 class Distribution(Protocol):
-    """Anything that can be drawn: x1 from the planar data or a mixture, (x0, x1, None) from ``data.Unpaired``."""
+    """Anything that can be sampled: x1 from the planar data or a mixture, (x0, x1, None) from ``data.Unpaired``."""
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Batch: ...
 
 
 @runtime_checkable
 class Indexed(Protocol):
-    """A finite data set that gives a whole batch by its indices, as :class:`flowbook.reflow.PairDataset` does."""
+    """A finite data set that returns a whole batch for its indices, such as :class:`flowbook.reflow.PairDataset`."""
 
     def __len__(self) -> int: ...
 
@@ -68,26 +68,26 @@ class EpochOrder:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which batches a process works through."""
+    """Which batches a process works on."""
 
     batch_size: int
-    """Samples of a global batch."""
+    """The number of samples in a global batch."""
     seed: int
     steps: range
     share: slice
-    """The rows of the global batch that are this process's."""
+    """This process's rows of the global batch."""
     device: torch.device
     workers: int = 0
-    """Processes that read a Dataset ahead; a sample is the same whoever reads it."""
+    """Processes that prefetch a Dataset; a sample does not depend on the process that reads it."""
 
 
 def batches(data: Any, plan: Plan) -> Iterator[Batch]:
     """This process's rows of the batches of some steps, on its device.
 
     Args:
-        data: a tensor x1; a tuple (x1, y) or (x0, x1, y); something whose ``.sample(n, generator)`` returns a batch; a
+        data: a tensor x1; a tuple (x1, y) or (x0, x1, y); an object whose ``.sample(n, generator)`` returns a batch; a
             Dataset whose items are such tuples; or one whose ``.batch(indices)`` returns a batch.
-        plan: which.
+        plan: which batches, and which of their rows.
     """
     check(data)
     if is_tensors(data):
@@ -108,14 +108,14 @@ def check(data: Any, name: str = "data") -> None:
                 f"{name}: expected tensors (and None for missing labels); got {[type(p).__name__ for p in parts]}"
             )
         if len({len(part) for part in parts}) != 1:
-            raise ValueError(f"{name}: expected parts of one length; got {[len(part) for part in parts]}")
+            raise ValueError(f"{name}: expected parts of equal length; got {[len(part) for part in parts]}")
     elif isinstance(data, Indexed):
         return
     elif isinstance(data, Dataset):
         if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
             raise TypeError(
                 f"{name}: expected a Dataset with a length and an item for each index, so that every step's batch is "
-                f"known; got a {type(data).__name__} without"
+                f"known; got a {type(data).__name__} without them"
             )
     elif isinstance(data, type) or not isinstance(data, Distribution):
         raise TypeError(
@@ -188,9 +188,9 @@ def _from_dataset(data: Dataset[Any], plan: Plan) -> Iterator[Batch]:
 
 
 def _stay(worker: int) -> None:
-    """A scheduler sends SIGTERM to all processes of a run; the one that trains needs its readers until it has stored.
+    """Ignore SIGTERM in a reader: a scheduler sends it to all processes of a run before the checkpoint is written.
 
-    They end when it closes them or is gone.
+    The readers end when the training process closes them or has ended.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

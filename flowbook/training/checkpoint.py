@@ -1,11 +1,11 @@
 """Checkpoints: a folder of safetensors files and one JSON file, complete or absent.
 
-A checkpoint is written under a temporary name and renamed when its last byte is on the disk, so a kill at any moment
-leaves the previous ones as they were. Nothing in it is executed when it is read.
+A checkpoint is written under a temporary name and renamed once its last byte is on disk, so a kill at any moment leaves
+the previous ones intact. Reading one executes no code from it.
 
     step_00001000/
         weights.safetensors     the live parameters
-        ema.safetensors         their moving average: the one that samples
+        ema.safetensors         their exponential moving average, used for sampling
         optimizer.safetensors   the optimizer's state
         state.json              step, settings, the model's class and arguments
 """
@@ -32,33 +32,33 @@ from flowbook._core.files import flush
 from flowbook.training.sharding import like
 
 PATIENCE = 20.0
-"""Seconds to wait for a folder, since the readers of a run that was killed outlive it by some."""
+"""Seconds to wait for a folder's lock, since the readers of a killed run outlive it for a while."""
 FORMAT = 2
-"""Of state.json. Format 1, of flowbook 0.1 before its layout was settled, is refused."""
+"""The format of state.json. Format 1, of flowbook 0.1 before its layout was settled, is refused."""
 STATE = ("step", "config", "model", "recipe", "ingredients", "loss")
 FILES = ("weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 
 
 @dataclass
 class Checkpoint:
-    """Everything a run needs to go on as if it had never stopped."""
+    """Everything a run needs to continue as if it had never stopped."""
 
     step: int
     config: dict[str, Any]
-    model: dict[str, Any] | None  # {"name": ..., "arguments": {...}}; None for a model that does not say
+    model: dict[str, Any] | None  # {"name": ..., "arguments": {...}}; None for a custom model
     recipe: dict[str, Any] | None
     weights: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    ingredients: dict[str, str | None] | None = None  # loss, coupling and data, each in a few words
-    loss: dict[str, Any] | None = None  # {"class": ..., "arguments": {...}} of one that makes a velocity of the network
+    ingredients: dict[str, str | None] | None = None  # short descriptions of loss, coupling and data
+    loss: dict[str, Any] | None = None  # {"class": ..., "arguments": {...}} of a loss that defines the velocity
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``folder/step_.../`` atomically and return its path."""
     final = path_of(folder, checkpoint.step)
     temporary = folder / f".{final.name}.{os.getpid()}"
-    for leftover in folder.glob(".step_*"):  # of an attempt that was killed while it wrote
+    for leftover in folder.glob(".step_*"):  # of a process killed while writing
         shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     try:
@@ -82,7 +82,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 @contextlib.contextmanager
 def alone(folder: Path | None) -> Iterator[None]:
-    """Keep a run's folder to this run; the lock ends with the process, however that ends."""
+    """Lock a run's folder; the lock is released when the process ends, however it ends."""
     if folder is None:
         yield
         return
@@ -99,12 +99,12 @@ def alone(folder: Path | None) -> Iterator[None]:
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, or will be."""
+    """The path of a step's checkpoint, whether or not it exists yet."""
     return folder / f"step_{step:08d}"
 
 
 def read(path: Path) -> Checkpoint:
-    """Read one checkpoint folder; a missing or damaged file is an error that names it."""
+    """Read one checkpoint folder; the error for a missing or damaged file names it."""
     _refuse_earlier_format(path)
     missing = [name for name in FILES if not (path / name).is_file()]
     if missing:
@@ -114,7 +114,9 @@ def read(path: Path) -> Checkpoint:
         said = {name: state[name] for name in STATE}
         _check_state(state["format"], said)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint: {path / 'state.json'} is damaged or of another program: {error!r}") from error
+        raise ValueError(
+            f"checkpoint: {path / 'state.json'} is damaged or was written by another program: {error!r}"
+        ) from error
     return Checkpoint(
         **said,
         weights=_load_tensors(path / "weights.safetensors"),
@@ -157,7 +159,7 @@ def available(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep``, once the newest has been read back."""
+    """Remove all but the newest ``keep`` checkpoints, after reading back the newest."""
     paths = available(folder)
     if len(paths) > keep:
         read(paths[-1])
@@ -192,14 +194,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
-        if value.shape == parameter.shape:  # a fused optimizer walks memory: the moments must lie as the weights do
+        if value.shape == parameter.shape:  # a fused optimizer needs the moments in the memory layout of the parameters
             value = like(parameter, value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    # Copies: safetensors rejects tensors that share memory, as tied parameters do.
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 

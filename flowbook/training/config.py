@@ -1,4 +1,4 @@
-"""What a training run is, in one dataclass."""
+"""The settings of a training run, in one dataclass."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ Parallel = Literal["ddp", "fsdp"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of :func:`flowbook.training.fit`. Everything counts global batches, whatever the processes.
+    """The settings of :func:`flowbook.training.fit`. All counts refer to global batches, for any number of processes.
 
     Example:
         >>> TrainConfig(steps=100, batch_size=32).images
         3200
     """
 
-    steps: int = 1000  # optimiser steps
-    batch_size: int = 128  # samples per step, over all processes and accumulated parts
-    accumulate: int = 1  # micro-batches in which a process works through its share of the batch, to save memory
+    steps: int = 1000  # optimizer steps
+    batch_size: int = 128  # samples per step, over all processes and micro-batches
+    accumulate: int = 1  # micro-batches into which a process splits its rows of the batch, to save memory
     learning_rate: float = 1e-3  # Adam's, after the warm-up
     warmup_steps: int = 0  # linear rise of the learning rate from 0
-    schedule: LearningRateSchedule = "cosine"  # after the warm-up: "cosine" decay towards 0, or "constant"
+    schedule: LearningRateSchedule = "cosine"  # after the warm-up: "cosine" decay toward 0, or "constant"
     weight_decay: float = 0.0  # decoupled (AdamW)
     beta2: float = 0.999  # decay of Adam's second moment
-    gradient_clip: float | None = None  # largest norm of the gradient; None leaves it alone
-    ema_half_life: float | None = 10_000.0  # of the exponential moving average, in images; None keeps the live weights
-    ema_ramp: float = 0.05  # the half-life is at most this share of the images seen so far
-    # "bf16" autocast; "fp32"; "tf32", float32 whose factors a GPU rounds to 10 bits, as it may under "bf16" where
-    # float32 stays; "auto" is bf16 on a GPU and fp32 on the CPU
+    gradient_clip: float | None = None  # largest norm of the gradient; None disables clipping
+    ema_half_life: float | None = 10_000.0  # of the EMA, in images; None keeps the live parameters
+    ema_ramp: float = 0.05  # the half-life is at most this fraction of the images seen so far
+    # "bf16" autocast; "fp32"; "tf32", float32 products whose factors a GPU rounds to 10 bits, as it may also do with
+    # the products that stay in float32 under "bf16"; "auto" is bf16 on a GPU and fp32 on the CPU
     precision: PrecisionName = "auto"
     compile: bool = False  # torch.compile the model
-    parallel: Parallel = "ddp"  # of several processes, each keeps all parameters ("ddp") or a shard of them ("fsdp")
+    parallel: Parallel = "ddp"  # with several processes, each keeps all parameters ("ddp") or a shard of them ("fsdp")
     device: str = "cpu"  # "cpu"; "auto" for the accelerator if there is one; or one of them, such as "cuda:1"
     channels_last: bool | None = None  # the memory layout of images; None: for the networks of this package
-    workers: int = 0  # processes that read a Dataset ahead; 0 reads in the loop. Tensors need none
+    workers: int = 0  # processes that prefetch a Dataset; 0 reads in the loop. Tensors need none
     seed: int = 0  # of data order, noise, times and dropout
     log_every: int = 100  # steps between two lines of the log
     checkpoint_every: int | None = None  # steps between two checkpoints; None writes only the last
     keep_checkpoints: int = 2  # older ones are removed once a newer one is in place
     preview_every: int | None = None  # steps between two grids of samples
-    validation_every: int = 1000  # steps between two looks at the validation data, where there are any
+    validation_every: int = 1000  # steps between two evaluations on the validation data, if there are any
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep_checkpoints", "validation_every"):
@@ -78,13 +78,13 @@ class TrainConfig:
             raise ValueError(
                 f"batch_size: expected a multiple of accumulate = {self.accumulate}; got {self.batch_size}"
             )
-        for name, value in vars(self).items():  # NumPy's numbers do not go into a checkpoint's JSON
+        for name, value in vars(self).items():  # JSON, and so a checkpoint, cannot store NumPy's numbers
             if validate.is_number(value):
                 object.__setattr__(self, name, int(value) if validate.is_integer(value) else float(value))
 
     @property
     def images(self) -> int:
-        """Samples that the whole run sees."""
+        """The number of samples that the whole run draws."""
         return self.steps * self.batch_size
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,8 +98,8 @@ def _check_device(name: str) -> None:
         raise ValueError(f"device: expected 'cpu', 'auto' or an accelerator such as 'cuda:1'; got {name!r}") from error
 
 
-# What may differ between a run and its continuation: data, noise and times stay what they were. Sums over other parts
-# of a batch round otherwise, and dropout's masks are drawn for a part.
+# Settings that may differ between a run and its continuation: data, noise and times stay the same. Sums over other
+# micro-batches round differently, and dropout masks are drawn for each micro-batch.
 NOT_PART_OF_THE_RESULT = {
     "log_every", "checkpoint_every", "keep_checkpoints", "preview_every", "validation_every", "workers", "parallel",
     "accumulate", "channels_last",

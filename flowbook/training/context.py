@@ -1,4 +1,4 @@
-"""What surrounds the micro-batches of a run."""
+"""The contexts in which a run computes its micro-batches."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from flowbook.training.step import StepContext
 
 
 class RunContext(StepContext):
-    """The precision of a run, random numbers that belong to the sample, and gradients that are exchanged once.
+    """The precision of a run, random numbers that belong to the sample, and one exchange of gradients for each step.
 
     Args:
-        precision: of the forward pass.
-        config: seed and number of micro-batches.
-        share: the rows of the global batch that are this process's.
+        precision: the precision of the forward pass.
+        config: for the seed and the number of micro-batches.
+        share: this process's rows of the global batch.
         step: the number of the step, from 0.
         no_sync: a context in which gradients are not yet exchanged.
     """

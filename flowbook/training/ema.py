@@ -11,16 +11,16 @@ from flowbook.training.sharding import local
 
 
 class EMA:
-    r"""Keep :math:`\bar w \leftarrow \bar w + (1 - 2^{-B/h})(w - \bar w)`, with B images a step and half-life h.
+    r"""Keep :math:`\bar w \leftarrow \bar w + (1 - 2^{-B/h})(w - \bar w)`, with B images per step and half-life h.
 
     Counting in images makes the average the same for every batch size; early on the half-life is ``ramp`` times the
-    images seen, so that the first weights are forgotten (Karras et al. 2022, appendix F).
+    images seen, so that the initial parameters are forgotten (Karras et al. 2022, appendix F).
 
     Args:
-        model: whose parameters are averaged. The averages are in ``.model``, a copy in eval mode.
-        batch_size: images of a step.
+        model: the module whose parameters are averaged. The averages are in ``.model``, a copy in eval mode.
+        batch_size: images per step.
         half_life: in images; None keeps the live parameters.
-        ramp: the half-life is at most this share of the images seen so far.
+        ramp: the half-life is at most this fraction of the images seen so far.
 
     Example:
         >>> model = nn.Linear(1, 1)
@@ -37,7 +37,7 @@ class EMA:
         self.follow(model)
 
     def follow(self, model: nn.Module) -> None:
-        """From now on take in the parameters of this module: the one it was made for, sharded or moved."""
+        """From now on average the parameters of this module: the original one, after sharding or a change of device."""
         self._live, self._mean = _floating(model), _floating(self.model)
         self._counts = [
             pair for pair in zip(self.model.buffers(), model.buffers(), strict=True) if not pair[0].is_floating_point()
@@ -45,17 +45,17 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the live parameters after a step."""
+        """Update the average with the live parameters, after a step."""
         self.images += self.batch_size
         if self.half_life is None:
             weight = 1.0
         else:
             weight = 1.0 - 0.5 ** (self.batch_size / min(self.half_life, self.images * self.ramp))
         torch._foreach_lerp_([local(p) for p in self._mean], [local(p) for p in self._live], weight)
-        for kept, now in self._counts:  # counters and flags, which have no mean
+        for kept, now in self._counts:  # counters and flags have no average
             kept.copy_(now)
 
 
 def _floating(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers that can be averaged, each once: tied weights have several names."""
+    """Parameters and buffers that can be averaged, each once: tied parameters have several names."""
     return list(dict.fromkeys(p for p in model.state_dict(keep_vars=True).values() if p.is_floating_point()))

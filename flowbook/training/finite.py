@@ -1,4 +1,4 @@
-"""What a run says when its numbers are no longer finite."""
+"""Errors for losses and parameters that are no longer finite."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def check_losses(recent: Tensor, first: int, folder: Path | None) -> None:
 
 
 def check_parameters(model: nn.Module, step: int, folder: Path | None, processes: Processes | None) -> None:
-    """A finite loss may have an infinite gradient: the parameters would be stored before the next loss tells.
+    """Raise for parameters that are not finite, before they are stored.
 
-    The processes are given where each looks at its own shard: then they must come to one conclusion.
+    A finite loss may have an infinite gradient, which only the next loss would reveal. ``processes`` is given where
+    each checks its own shard: then all of them must raise together.
     """
     bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(local(p)).all())]
     if processes is not None and processes.any(bool(bad)):

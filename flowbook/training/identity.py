@@ -1,4 +1,4 @@
-"""What a run is known by: whether a call continues it, or would be another one."""
+"""The identity of a run: whether a call continues it, or would be a different run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VALUES = "SHA-256 of the data"
 
 
 def ingredients(loss: CompleteLoss, coupling: Coupling | None, data: Any) -> Ingredients:
-    """Loss, coupling and data in a few words each, to be stored with a run."""
+    """Short descriptions of loss, coupling and data, to be stored with a run."""
     content = data.tensors if isinstance(data, TensorDataset) else data
     known = is_tensors(content) or isinstance(content, GaussianMixture)
     values = digest(content)[:16] if known else None
@@ -43,9 +43,13 @@ def restore(folder: Path | None, resume: bool, identity: Identity, model: nn.Mod
         raise ValueError(f"out: {folder} already holds a run; choose another folder, or resume=True to continue it")
     stored = checkpoint.read(paths[-1])
     if differing := differences(stored, identity):
-        raise ValueError(f"out: {folder} holds a run with other settings ({'; '.join(differing)}); choose another")
+        raise ValueError(
+            f"out: {folder} holds a run with other settings ({'; '.join(differing)}); choose another folder"
+        )
     if differing := differences_of_network(stored, model, identity.loss):
-        raise ValueError(f"out: {folder} holds a run of another network ({'; '.join(differing)}); choose another")
+        raise ValueError(
+            f"out: {folder} holds a run of another network ({'; '.join(differing)}); choose another folder"
+        )
     try:
         model.load_state_dict(stored.weights)
         ema.model.load_state_dict(stored.ema)
@@ -57,7 +61,7 @@ def restore(folder: Path | None, resume: bool, identity: Identity, model: nn.Mod
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What decides the parameters of a run, beside the network."""
+    """What determines the parameters of a run, besides the network."""
 
     config: TrainConfig
     recipe: dict[str, Any] | None
@@ -66,7 +70,7 @@ class Identity:
 
 
 def differences(stored: Checkpoint, identity: Identity) -> list[str]:
-    """What a run and its continuation do not agree on, of all that decides the parameters."""
+    """The differences between a run and its continuation in what determines the parameters."""
     config, recipe, ingredients = identity.config, identity.recipe, identity.ingredients
     ignored = set(NOT_PART_OF_THE_RESULT)
     if config.schedule == "constant":
@@ -76,7 +80,7 @@ def differences(stored: Checkpoint, identity: Identity) -> list[str]:
     told, compared = stored.ingredients or {}, ["loss", "coupling", "data", VALUES]
     if recipe is not None and stored.recipe is not None:
         now, was = now | _flat(recipe), was | _flat(stored.recipe)
-        compared = ["data", VALUES]  # a recipe says where they are, and there may be others by now
+        compared = ["data", VALUES]  # a recipe names only their location, where the content may have changed
     both = [name for name in compared if ingredients[name] is not None and told.get(name) is not None]
     now, was = now | {name: ingredients[name] for name in both}, was | {name: told[name] for name in both}
     return [
@@ -85,26 +89,26 @@ def differences(stored: Checkpoint, identity: Identity) -> list[str]:
 
 
 def differences_of_network(stored: Checkpoint, model: nn.Module, loss: CompleteLoss) -> list[str]:
-    """The same of what the parameters mean: they may fit a network that computes something else."""
+    """The differences in what the parameters mean: they may fit a network that computes something else."""
     was, now = stored.model, models.describe(model)
     found = []
     if was is not None and now is not None:
         told = {"model": was["name"], **{f"model.{name}": value for name, value in was["arguments"].items()}}
         given = {"model": now["name"], **{f"model.{name}": value for name, value in now["arguments"].items()}}
-        given = json.loads(json.dumps(given))  # as it is stored
+        given = json.loads(json.dumps(given))  # as when stored
         found = [
             f"{name} was {told[name]!r}, is {given[name]!r}"
             for name in told
             if told[name] != given.get(name, told[name])
         ]
-    described = json.loads(json.dumps(loss.describe()))  # as it is stored
+    described = json.loads(json.dumps(loss.describe()))  # as when stored
     if stored.loss is not None and stored.loss != described:
         found.append(f"loss was {_shortened(stored.loss)}, is {_shortened(described)}")
     return found
 
 
 def _shortened(described: dict[str, Any] | None) -> str:
-    """A described loss in one line: of long lists their length and last entry."""
+    """A described loss in one line: lists by their length, first and last entry."""
     if described is None:
         return "one without a description"
     parts = [
@@ -117,7 +121,7 @@ def _shortened(described: dict[str, Any] | None) -> str:
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """``{"section.key": value}`` of a recipe, without the sections that are compared elsewhere or decide nothing."""
+    """``{"section.key": value}`` of a recipe, without sections that are compared elsewhere or have no effect."""
     sections = {"coupling": {"name": "independent"}, **recipe}
     return {
         f"{section}.{key}" if key else section: value
@@ -128,7 +132,7 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of(part: Any) -> str | None:
-    """A loss or coupling in a word, the same one in every process; None where there is none."""
+    """The repr of a loss or coupling, the same in every process; None where that is not known."""
     if part is None or dataclasses.is_dataclass(part):
         return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
     return None

@@ -1,4 +1,4 @@
-"""A trained velocity, whatever holds it."""
+"""Loading a trained velocity, wherever it is stored."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from flowbook.training.loss import CompleteLoss, Loss
 
 
 def load(source: str | Path, model: nn.Module | None = None, loss: Loss | None = None) -> nn.Module:
-    """A trained velocity in eval mode: from a run, one of its checkpoints, an exported file, or by a shipped name.
+    """A trained velocity in eval mode: from a run, a checkpoint, an exported file, or the name of shipped weights.
 
-    Of a checkpoint it is the moving average of the parameters; of a run that learned diffusion, its probability flow.
+    A checkpoint is loaded with its averaged parameters (EMA), and a diffusion model as its probability flow.
 
     Args:
         source: the folder of a run or of a checkpoint; a file of ``flowbook export``; or a name such as "mnist" (a
             folder or file of that name comes first).
-        model: a module to fill, where the checkpoint is of a model that is not this package's own.
-        loss: the one that it was trained with, where that is not this package's own and has a ``velocity``.
+        model: a module to load the parameters into, for a checkpoint of a custom model.
+        loss: the loss that it was trained with, for a custom loss that defines a ``velocity``.
 
     Raises:
-        FileNotFoundError: when there is none, or a file of it is missing.
-        ValueError: for a damaged file, a model that the checkpoint does not name, or parameters that do not fit.
-        TypeError: for a model that is no module: the class of one, say.
+        FileNotFoundError: when nothing is there, or a file of it is missing.
+        ValueError: for a damaged file, a custom model that is not given, or parameters that do not fit the model.
+        TypeError: for a ``model`` that is not a module, such as a class.
 
     Example:
         >>> load("mnist").num_classes
@@ -56,7 +56,7 @@ def _from_checkpoint(path: Path, model: nn.Module | None, loss: Loss | None) -> 
     stored = checkpoints.read(path)
     if model is None:
         if stored.model is None:
-            raise ValueError(f"model: {path} holds a model that flowbook does not build; pass load(..., model=yours)")
+            raise ValueError(f"model: {path} holds a model that flowbook cannot build; pass load(..., model=yours)")
         model = models.build(stored.model["name"], **stored.model["arguments"])
     try:
         model.load_state_dict(stored.ema)
@@ -68,14 +68,14 @@ def _from_checkpoint(path: Path, model: nn.Module | None, loss: Loss | None) -> 
 
 
 def _stored_loss(path: Path, address: str, arguments: dict[str, Any]) -> Any:
-    """The loss that a checkpoint describes. Only this package's own are imported: a file must not name code to run."""
+    """The loss that a checkpoint describes. Only flowbook's own are imported: a file must not name code to run."""
     module, _, name = address.rpartition(".")
     if not module.startswith("flowbook."):
         raise ValueError(
-            f"loss: {path} was trained with {address}, which alone knows the velocity of the network; pass "
+            f"loss: {path} was trained with {address}, which defines the velocity of the network; pass "
             f"load(..., loss={name}(...))"
         )
     try:
         return getattr(importlib.import_module(module), name).from_description(arguments)
     except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"checkpoint: {path} describes a loss that is not there: {error!r}") from error
+        raise ValueError(f"checkpoint: {path} describes a loss that cannot be rebuilt: {error!r}") from error

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a line, the same numbers for TensorBoard, and grids of samples."""
+"""The log of a run: one JSON object per line, the same numbers for TensorBoard, and grids of samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowbook.training.arguments import Progress
 class RunLog:
     """Write ``log.jsonl``, ``tensorboard/`` and ``previews/`` below a run's folder.
 
-    Lines after ``first_step`` are those of an interrupted attempt; they are dropped, since they are written again.
+    Lines after ``first_step`` are from an interrupted attempt; they are dropped, since they will be written again.
     """
 
     def __init__(self, folder: Path, first_step: int):
@@ -68,7 +68,7 @@ def _lines(path: Path, last_step: int) -> list[dict[str, Any]]:
 
 
 class Display:
-    """What a person sees of a run: a bar in a terminal, or plain lines where they were asked for."""
+    """The visible progress of a run: a bar in a terminal, or plain lines on request."""
 
     def __init__(self, show: Progress, first: int, total: int, main: bool):
         self.total = total
@@ -78,12 +78,12 @@ class Display:
             self.bar = progress.bar(True, total=total, initial=first, unit="step")
 
     def step(self) -> None:
-        """One more; tqdm draws at its own pace."""
+        """Count one step; tqdm redraws at its own pace."""
         if self.bar is not None:
             self.bar.update()
 
     def write(self, done: int, logs: dict[str, float]) -> None:
-        """The numbers of a line of the log."""
+        """Show the numbers of a log line."""
         shown = f"loss {logs['loss']:.4f}"
         if "validation_loss" in logs:
             shown += f", validation {logs['validation_loss']:.4f}"

@@ -1,7 +1,7 @@
 """The training loop: every chapter and every GPU run goes through :func:`fit`.
 
-From top to bottom: ``fit`` looks at its arguments and runs the stages of :class:`Run`, which are prepare, restore, loop
-(with record after the steps that are due for something) and finish.
+From top to bottom: ``fit`` validates its arguments and runs the stages of :class:`Run`, which are prepare, restore,
+loop (with record after steps at which something is due) and finish.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,21 +45,21 @@ from flowbook.training.validation import validation_loss
 from flowbook.velocity import evaluating
 
 AGREE = 10
-"""After so many steps several processes tell each other whether one was asked to stop."""
+"""Number of steps after which several processes tell each other whether one of them has to stop."""
 ONE_THREAD = threading.RLock()
-"""Held while a run draws its random numbers, which belong to the process."""
+"""Held while a run draws random numbers, since their generators belong to the process."""
 
 
 @dataclass
 class TrainResult:
-    """What a run leaves behind."""
+    """The result of a run."""
 
     velocity: nn.Module
-    """The moving average of the parameters, in eval mode, to sample with; of a diffusion loss, its probability flow."""
+    """The network with averaged parameters (EMA), in eval mode; for a diffusion loss, its probability flow."""
     live: nn.Module
     """The module that was passed in, with the parameters of the last step."""
     step: int
-    """Optimizer steps taken, those before a resume included."""
+    """Optimizer steps taken, including steps before a resume."""
     losses: Tensor
     """The loss of every step of this call, shape (steps,)."""
     seconds: float
@@ -87,38 +87,38 @@ def fit(
     """Train a velocity.
 
     Args:
-        velocity: the network; it is trained in place, and its moving average is in the result.
-        loss: ``loss(velocity, batch) -> scalar``; see :class:`Loss` for what it may say besides. Draws of
-            :func:`randn_like` and :func:`rand` (all of this package's losses) depend on seed, step and sample alone;
-            others on seed, step and process.
-        data: a tensor x1; a tuple (x1, y) or (x0, x1, y); something with ``.sample(n, generator)``; or a Dataset.
+        velocity: the network; it is trained in place, and the result holds its exponential moving average (EMA).
+        loss: ``loss(velocity, batch) -> scalar``; see :class:`Loss` for its optional methods. Draws of
+            :func:`randn_like` and :func:`rand` (as in all of this package's losses) depend only on seed, step and
+            sample; other draws on seed, step and process.
+        data: a tensor x1; a tuple (x1, y) or (x0, x1, y); an object with ``.sample(n, generator)``; or a Dataset.
         config: see :class:`TrainConfig`.
         coupling: if given, noise is drawn for each batch and coupled with it, one batch ahead in a background thread;
-            the loss then gets (x0, x1, y). Of several processes each couples the whole batch and keeps its rows.
+            the loss then gets (x0, x1, y). With several processes, each couples the whole batch and keeps its rows.
         out: a folder for checkpoints, log and previews; None keeps everything in memory. With a folder, SIGTERM stops
-            the run after the step it is in (of several processes, within ten steps), with a checkpoint.
+            the run after the current step (with several processes, within ten steps), with a checkpoint.
         resume: continue from the newest checkpoint in ``out``, bit for bit; False refuses a folder that has one.
         stop_after: stop, with a checkpoint, when this step of the run is reached.
         preview: ``preview(velocity) -> images``, saved as a grid every ``config.preview_every`` steps.
-        recipe: stored with the checkpoints, so that they say what made them.
-        progress: show a progress bar; None shows it where a person watches (a terminal); "lines" prints a line for each
-            of the log's.
-        callbacks: each is called as ``f(step, velocity, logs)`` whenever a line of the log is due, with the moving
-            average and the numbers of the line.
-        validation: data like ``data``; the loss of the moving average on them is in the log every
+        recipe: stored with the checkpoints, as a record of how they were made.
+        progress: show a progress bar; None shows it in a terminal only; "lines" prints each line of the log.
+        callbacks: each is called as ``f(step, velocity, logs)`` whenever a line of the log is due, with the averaged
+            velocity (EMA) and the numbers of the line.
+        validation: data like ``data``; the loss of the averaged network (EMA) on them is logged every
             ``config.validation_every`` steps, always with the same noise and times.
 
     Raises:
         FloatingPointError: when the loss is no longer finite; the last good checkpoint is kept.
-        RuntimeError: with gradients switched off, or while another thread of the process trains.
-        MemoryError: when a forward pass and its gradient do not fit into the memory; it says how many samples would.
+        RuntimeError: with gradients disabled, or while another thread of the process trains.
+        MemoryError: when a forward pass and its gradient do not fit into memory; it says how many samples would.
         Preempted: when SIGTERM has stopped the run; the process exits with status 75 unless it is caught.
-        Interrupted: when Ctrl-C has, after a checkpoint; it holds the result. A second Ctrl-C acts at once.
-        ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, is used by another run
-            at the moment, or is another folder for another process; when labels of tensor data are none that the model
-            knows, or the batch cannot be shared by the processes; and, before the first step, when loss or velocity
-            return something else than a scalar and a tensor like x, or the velocity takes no 0-d time.
-        TypeError: for arguments of a wrong kind, a class in place of an object among them.
+        Interrupted: when Ctrl-C has stopped the run, after a checkpoint; it holds the result. A second Ctrl-C acts at
+            once.
+        ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, is in use by another
+            run, or is not the same folder for all processes; when labels of tensor data are not classes of the model,
+            or the batch cannot be split evenly among the processes; and, before the first step, when the loss does not
+            return a scalar, the velocity does not return a tensor like x, or does not accept a 0-d time.
+        TypeError: for arguments of a wrong type, such as a class in place of an object.
 
     Example:
         >>> from flowbook import data
@@ -149,7 +149,7 @@ class Run:
     """One call of ``fit``, in its stages."""
 
     def __init__(self, arguments: Arguments, processes: Processes):
-        """Prepare: the network on its device, its moving average, and what surrounds a step."""
+        """Prepare: the network on its device, its EMA, and the contexts of a step."""
         self.arguments, self.processes, self.config = arguments, processes, arguments.config
         self.loss, self.folder, self.device = arguments.loss, arguments.folder, processes.device
         self.share = processes.share(self.config)
@@ -157,7 +157,7 @@ class Run:
         if self.sharded and not self.loss.one_call:
             raise ValueError(
                 f"parallel: 'fsdp' frees the parameters after each call of the network, and "
-                f"{type(self.loss.loss).__name__} goes back through many of them; use 'ddp'"
+                f"{type(self.loss.loss).__name__} backpropagates through many calls; use 'ddp'"
             )
         self.model = arguments.network if self.sharded else arguments.network.to(self.device)
         if not self.sharded and _channels_last(self.model, self.config):  # shards are rows of parameters
@@ -170,7 +170,7 @@ class Run:
         self.memory = FullMemory(tried, self.loss, self.precision, exchanged=processes.count > 1)
 
     def restore(self) -> None:
-        """Go on from the newest checkpoint; then everything whose memory layout depends on the parameters."""
+        """Resume from the newest checkpoint; then create everything whose memory layout depends on the parameters."""
         config, folder = self.config, self.folder
         stored = identity.restore(folder, self.arguments.resume, self.identity, self.model, self.ema)
         self.step = self.first = 0 if stored is None else stored.step
@@ -187,13 +187,13 @@ class Run:
         self.trained: Any = self.live if self.sharded else self.processes.wrap(self.live)
         if config.compile and not self.sharded:
             self.trained = torch.compile(self.trained)  # around DDP: it cuts the graph where gradients are sent
-        # Shards: a sum of gradients that waits for the last part would be whole on each device.
+        # Sharded: gradients accumulated until the last micro-batch would be unsharded on each device.
         alone = self.processes.count == 1 or self.sharded
         self.no_sync: Any = contextlib.nullcontext if alone else self.trained.no_sync
         self.last = config.steps if self.arguments.stop_after is None else min(self.arguments.stop_after, config.steps)
         if self.first >= self.last and self.processes.main:
             warnings.warn(
-                f"out: the run in {folder} is at step {self.first} already, the last one asked for is {self.last}: "
+                f"out: the run in {folder} is at step {self.first} already, and the last step to train is {self.last}: "
                 "nothing is left to train",
                 stacklevel=3,
             )
@@ -201,7 +201,7 @@ class Run:
         self.checked, self.written = self.first, None if folder is None else _newest(folder)
 
     def loop(self) -> None:
-        """The steps, with everything that must be undone afterwards."""
+        """The steps, inside the contexts that are closed afterwards."""
         config, main = self.config, self.processes.main
         forked = torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
         with contextlib.ExitStack() as stack:
@@ -235,18 +235,18 @@ class Run:
                 gradient_clip=self.config.gradient_clip, context=context,
             )  # fmt: skip
         except torch.OutOfMemoryError as error:
-            said = str(error).split(". ")[0]  # the error itself holds what fills the memory
+            said = str(error).split(". ")[0]  # the error itself keeps the memory occupied
         raise self.memory.error(said, batch, self.config.accumulate)
 
-    def _batches(self) -> Iterator[Batch]:
-        """This process's rows of each batch, coupled if asked for; the first one has been tried out."""
+    def _batches(self) -> Generator[Batch, None, None]:
+        """This process's rows of each batch, coupled if there is a coupling; the first one has been tried out."""
         coupling, whole = self.arguments.coupling, slice(0, self.config.batch_size)
         stream = batches.batches(self.arguments.data, batches.Plan(
             batch_size=self.config.batch_size, seed=keyed.mix(self.config.seed, 1), steps=range(self.first, self.last),
             share=self.share if coupling is None else whole, device=self.device, workers=self.config.workers,
         ))  # fmt: skip
         if coupling is not None:  # of whole batches: partners may lie in another process's share
-            # A seed of its own: with the loss's, the noise and the times would come from the same random bits.
+            # Not the seed of the loss, with which the noise and the times would come from the same random bits.
             noisy = batches.with_noise(stream, seed=keyed.mix(self.config.seed, 4), first_step=self.first)
             stream = (map_batch(lambda x: x[self.share], batch) for batch in couple_ahead(noisy, coupling))  # type: ignore[arg-type]
         first = list(itertools.islice(stream, 1))
@@ -265,7 +265,7 @@ class Run:
         raise self.memory.error(said, batch, self.config.accumulate)
 
     def record(self) -> bool:
-        """After a step: look at the losses, and write what is due; whether the run was asked to stop."""
+        """After a step: check the losses, and write what is due; returns whether the run has to stop."""
         config, step, last = self.config, self.step, self.step == self.last
         due = _due(config.checkpoint_every, step) or last
         show = _due(config.preview_every, step) and self.arguments.preview is not None
@@ -293,7 +293,7 @@ class Run:
         return stop and not last
 
     def _agreed(self) -> bool:
-        """Whether any of the processes was asked to stop: all must, after the same step."""
+        """Whether any of the processes has to stop: then all must, after the same step."""
         return self.processes.any(self.listener.asked is not None)
 
     def _logs(self) -> dict[str, float]:
@@ -317,7 +317,7 @@ class Run:
         return found
 
     def _save(self) -> None:
-        """A checkpoint; of a sharded run every process hands in its shards."""
+        """Write a checkpoint; in a sharded run every process contributes its shards."""
         main = self.processes.main
         if self.folder is not None and (self.sharded or main):
             tensors = {
@@ -349,11 +349,11 @@ class Run:
         return sharding.filled(self.model, sharding.whole(self.ema.model.state_dict())).to(self.device)
 
     def averaged(self) -> nn.Module:
-        """The velocity of the moving average, whole on every process."""
+        """The velocity with averaged parameters (EMA), unsharded on every process."""
         return self.loss.velocity(self._averaged_network())
 
     def finish(self) -> TrainResult:
-        """What the run leaves behind."""
+        """The result of the run."""
         seconds = time.perf_counter() - self.started
         if self.sharded:
             self.model.load_state_dict(sharding.whole(self.live.state_dict()))
@@ -366,8 +366,8 @@ class Run:
 def _one_thread() -> Iterator[None]:
     if not ONE_THREAD.acquire(blocking=False):
         raise RuntimeError(
-            "fit: another thread of this process trains at the moment, and both would draw from one source of random "
-            "numbers; train in processes of their own"
+            "fit: another thread of this process is training, and both would draw from the same random number "
+            "generators; train in separate processes"
         )
     try:
         yield
@@ -376,7 +376,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _channels_last(model: nn.Module, config: TrainConfig) -> bool:
-    """Whether images lie in memory channel by channel within a pixel; a foreign network may not bear it."""
+    """Whether images are stored channels last; a network from elsewhere may not support it."""
     if config.channels_last is not None:
         return config.channels_last
     return type(model) in models.CLASSES.values() and any(isinstance(part, nn.Conv2d) for part in model.modules())

@@ -1,4 +1,4 @@
-"""What ``fit`` minimises, and what it may further ask of that."""
+"""The protocol of the losses that ``fit`` minimizes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 class Loss(Protocol):
     """Any callable ``loss(model, batch) -> scalar``: a function, or an object with options.
 
-    An object may say more. What it leaves out has the default given here:
+    An object may define more. What it omits has the default given here:
 
-    * ``velocity(network)``: the velocity that a trained network stands for. By default the network itself.
-    * ``check(network, data)``: raise where the two do not go together, before the first step. By default nothing.
-    * ``describe()``: numbers and words that ``from_description``, a class method, makes the loss of again, so that
+    * ``velocity(network)``: the velocity that a trained network represents. By default the network itself.
+    * ``check(network, data)``: raise where the two are incompatible, before the first step. By default nothing.
+    * ``describe()``: numbers and strings from which ``from_description``, a class method, rebuilds the loss, so that
       ``load`` finds the velocity. By default None: the network is the velocity.
-    * ``one_call``: False where a step calls the network again and again. By default True.
-    * ``trains_velocity``: False where the network is none, as a classifier. By default True.
+    * ``one_call``: False where a step calls the network several times. By default True.
+    * ``trains_velocity``: False where the network is not a velocity, such as a classifier. By default True.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
 class CompleteLoss:
-    """A loss with every default filled in: all that the loop knows of one."""
+    """A loss with every default filled in, as the loop uses it."""
 
     def __init__(self, loss: Loss):
         self.loss = loss
@@ -35,18 +35,18 @@ class CompleteLoss:
         return self.loss(model, batch)
 
     def velocity(self, network: nn.Module) -> nn.Module:
-        """What a trained network stands for."""
+        """The velocity that a trained network represents."""
         make = getattr(self.loss, "velocity", None)
         return network if make is None else make(network)
 
     def check(self, network: nn.Module, data: Any) -> None:
-        """Raise where network and data do not go together."""
+        """Raise where network and data are incompatible."""
         look = getattr(self.loss, "check", None)
         if look is not None:
             look(network, data)
 
     def describe(self) -> dict[str, Any] | None:
-        """What a checkpoint keeps of the loss: the address of its class, and what that makes it of again."""
+        """The loss as stored in a checkpoint: the path of its class, and the arguments that rebuild it."""
         tell = getattr(self.loss, "describe", None)
         told = None if tell is None else tell()
         if told is None:

@@ -1,4 +1,4 @@
-"""What a run says when its memory is full."""
+"""The error of a run that is out of memory."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from flowbook.velocity import device_of
 
 
 class FullMemory:
-    """Finds out which micro-batch would fit, by trying smaller and smaller ones.
+    """Finds the micro-batch that would fit, by trying smaller and smaller ones.
 
-    A model whose gradients are ``exchanged`` with other processes is copied: its own would still be sent to them. Of a
-    sharded one, given as None, nothing can be tried.
+    A model whose gradients are ``exchanged`` with other processes is copied, since its own gradients would be sent to
+    them. A sharded model, given as None, cannot be tried.
     """
 
     def __init__(self, model: nn.Module | None, loss: Loss, precision: Precision, exchanged: bool):
         self.model, self.loss, self.precision, self.exchanged = model, loss, precision, exchanged
 
     def error(self, said: str, batch: Batch, accumulate: int) -> MemoryError:
-        """What to raise after torch has ``said`` that a micro-batch of this batch was too large."""
+        """The error to raise after torch has ``said`` that a micro-batch of this batch was too large."""
         rows = len(unpack(batch)[1]) // accumulate
         too_many = f"{said}: {rows} samples in one forward pass are too many"
         model = self._copied()
@@ -34,10 +34,10 @@ class FullMemory:
         for fewer in [n for n in range(rows - 1, 0, -1) if rows % n == 0]:
             if self._fits(model, batch, fewer):
                 return MemoryError(
-                    f"{too_many}. accumulate={accumulate * rows // fewer} works through the same batch {fewer} at a "
-                    "time, with the same noise"
+                    f"{too_many}. accumulate={accumulate * rows // fewer} processes the same batch {fewer} at a time, "
+                    "with the same noise"
                 )
-        return MemoryError(f"{said}: not even one sample in a forward pass fits; choose a smaller model")
+        return MemoryError(f"{said}: not even one sample fits in a forward pass; choose a smaller model")
 
     def _copied(self) -> nn.Module | None:
         if not self.exchanged:

@@ -1,4 +1,4 @@
-"""The optimiser of a run and the learning rate of each of its steps."""
+"""The optimizer of a run and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of a step: a linear rise from 0, then constant or a half cosine that ends a step before its 0.
+    """The learning rate of a step: a linear warm-up, then constant or a half cosine that ends one step before 0.
 
     Example:
         >>> [round(learning_rate(TrainConfig(steps=4, learning_rate=1.0), step), 2) for step in range(4)]

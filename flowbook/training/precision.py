@@ -1,4 +1,4 @@
-"""Where a run takes place, and how exactly it multiplies there."""
+"""The device of a run, and the precision of its products there."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from flowbook.training.config import PrecisionName, TrainConfig
 
 
 def choose_device(config: TrainConfig) -> torch.device:
-    """Where a run of one process takes place: "auto" is the CPU where torch was built for a GPU that is not there.
+    """The device of a run with one process: "auto" is the CPU where torch was built for a GPU but none is available.
 
     Raises:
-        ValueError: for an accelerator that is not there.
+        ValueError: for an accelerator that is not available.
     """
     if config.device == "auto":
         found = torch.accelerator.is_available()
@@ -27,16 +27,16 @@ def choose_device(config: TrainConfig) -> torch.device:
     count = torch.accelerator.device_count() if kind is not None else 0
     if kind is None or kind.type != device.type or (device.index or 0) >= count:
         there = "no accelerator" if kind is None else f"{count} of type {kind.type}"
-        raise ValueError(f"device: {config.device} is not there; this machine has {there}")
+        raise ValueError(f"device: {config.device} is not available; this machine has {there}")
     return device
 
 
 class Precision:
-    """How exactly a run multiplies on its device.
+    """The precision of a run's products on its device.
 
     Args:
         name: "fp32", "tf32", "bf16"; or "auto", which is bf16 on a CUDA GPU and fp32 elsewhere.
-        device: where.
+        device: the device of the run.
 
     Example:
         >>> str(Precision("auto", torch.device("cpu")))
@@ -51,24 +51,24 @@ class Precision:
         return self.name
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Of a forward pass."""
+        """The context of a forward pass."""
         if self.name != "bf16":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def products(self) -> contextlib.AbstractContextManager[None]:
-        """Of a whole run: how a GPU multiplies float32, exactly under "fp32", else in TF32."""
+        """The context of a whole run: a GPU multiplies float32 exactly under "fp32", and otherwise in TF32."""
         return _float32_products(self.name, self.device)
 
 
 @contextlib.contextmanager
 def _float32_products(precision: str, device: torch.device) -> Iterator[None]:
-    """How a GPU multiplies float32 during a run: exactly under "fp32", else in TF32. Afterwards as before."""
+    """How a GPU multiplies float32 during a run: exactly under "fp32", else in TF32; restored afterwards."""
     if device.type != "cuda":
         yield
         return
-    # Torch has two sets of switches, from 2.9 on. The old one moves the new one along; where a program has moved the
-    # new one, the old one cannot be read any more, and is where it was at the start.
+    # From 2.9 on torch has two sets of switches. Setting the old ones also sets the new ones; where a program has set
+    # the new ones, the old ones can no longer be read, and still have their initial values.
     matrices, convolutions = "highest", True
     with contextlib.suppress(RuntimeError):
         matrices = torch.get_float32_matmul_precision()

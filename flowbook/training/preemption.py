@@ -1,6 +1,6 @@
-"""Requests to stop: SIGTERM, as schedulers send it before they take a machine back, and Ctrl-C.
+"""Requests to stop: SIGTERM, as schedulers send it before they reclaim a machine, and Ctrl-C.
 
-The run ends after the step it is in and writes a checkpoint; the same call goes on from there. After SIGTERM the
+The run ends after the current step and writes a checkpoint; the same call resumes from there. After SIGTERM the
 process exits with status 75, "try again" (EX_TEMPFAIL of sysexits.h). A program that handles these signals itself keeps
 its handlers.
 """
@@ -35,13 +35,13 @@ class Preempted(SystemExit):
         return type(self), (self.step, self.checkpoint)
 
     def __str__(self) -> str:
-        return f"stopped by SIGTERM at step {self.step}; the same call goes on from {self.checkpoint}"
+        return f"stopped by SIGTERM at step {self.step}; the same call resumes from {self.checkpoint}"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised by ``fit`` when Ctrl-C has stopped it: ``.result`` is what the run has learned until then.
+    """Raised by ``fit`` when Ctrl-C has stopped it: ``.result`` is the result of the run so far.
 
-    A notebook and the ``flowbook`` command show its one line.
+    A notebook and the ``flowbook`` command show its message alone, without a traceback.
     """
 
     def __init__(self, result: TrainResult):
@@ -50,7 +50,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __str__(self) -> str:
         kept = self.result.checkpoint
-        where = "the exception's .result has the velocity" if kept is None else f"the same call goes on from {kept}"
+        where = "the exception's .result has the velocity" if kept is None else f"the same call resumes from {kept}"
         return f"stopped by Ctrl-C at step {self.result.step}; {where}"
 
     def _render_traceback_(self) -> list[str]:  # what IPython prints
@@ -62,7 +62,7 @@ class Listener:
 
     def __init__(self, preemptible: bool):
         self.asked: int | None = None
-        # Python delivers signals to the main thread only, and only there a handler can be set.
+        # Python delivers signals to the main thread only, and only there can a handler be set.
         main = threading.current_thread() is threading.main_thread()
         usual = {signal.SIGINT: signal.default_int_handler} | ({signal.SIGTERM: signal.SIG_DFL} if preemptible else {})
         self._handlers = {number: old for number, old in usual.items() if main and signal.getsignal(number) is old}
@@ -82,8 +82,8 @@ class Listener:
         self.asked = number
 
     def stop(self, step: int, result: TrainResult) -> Any:
-        """The exception that ends the run which was asked to stop."""
+        """The exception that ends a run after a signal."""
         if self.asked == signal.SIGINT:
             return Interrupted(result)
-        assert result.checkpoint is not None  # SIGTERM is noted where there is a folder only
+        assert result.checkpoint is not None  # SIGTERM is handled only where there is a folder
         return Preempted(step, result.checkpoint)

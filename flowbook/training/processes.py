@@ -1,4 +1,4 @@
-"""The processes of a run and the device of this one, by accelerate."""
+"""The processes of a run and the device of this one, through accelerate."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Processes:
         self.device: torch.device = choose_device(config) if self.count == 1 else self._accelerator.device
 
     def share(self, config: TrainConfig) -> slice:
-        """The rows of each batch that are this process's."""
+        """This process's rows of each batch."""
         parts = self.count * config.accumulate
         if config.batch_size % parts:
             raise ValueError(
-                f"batch_size: {config.batch_size} samples cannot be shared evenly by {self.count} processes with "
-                f"{config.accumulate} accumulated parts each; choose a multiple of {parts}"
+                f"batch_size: expected a multiple of {parts}, for {self.count} processes with {config.accumulate} "
+                f"micro-batches each; got {config.batch_size}"
             )
         rows = config.batch_size // self.count
         return slice(self.rank * rows, (self.rank + 1) * rows)
@@ -43,21 +43,21 @@ class Processes:
         return model if self.count == 1 else self._accelerator.prepare_model(model)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes; every one has to call it."""
+        """The mean over the processes; every one of them has to call it."""
         return values if self.count == 1 else self._accelerator.reduce(values, "mean")
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in one of them; every one has to call it."""
+        """Whether the flag is set in any of the processes; every one of them has to call it."""
         if self.count == 1:
             return flag
         return bool(self._accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum") > 0)
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait for all processes."""
         self._accelerator.wait_for_everyone()
 
     def agree_on_step(self, step: int, folder: Path | None) -> None:
-        """All of them must have found the same checkpoint, or they would train different networks."""
+        """Raise unless all processes have found the same checkpoint: they would train different networks."""
         if self.count == 1:
             return
         steps = self._accelerator.gather(torch.tensor([step], device=self.device)).tolist()
@@ -69,7 +69,7 @@ class Processes:
 
     @contextlib.contextmanager
     def together(self, folder: Path | None) -> Iterator[None]:
-        """Say what it means when the connection to another process breaks."""
+        """Explain the error when the connection to another process breaks."""
         try:
             yield
         except RuntimeError as error:
@@ -89,8 +89,8 @@ def _accelerator(config: TrainConfig) -> Any:
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
 
-    # One interpreter may train twice, on the CPU and on a GPU; accelerate keeps its first answer unless told.
+    # One interpreter may train twice, on the CPU and on a GPU; accelerate keeps its first device unless it is reset.
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
-    one_copy = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # of the gradients, not two
+    one_copy = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # of the gradients, instead of two
     return Accelerator(cpu=config.device == "cpu", mixed_precision="no", kwargs_handlers=[one_copy])

@@ -1,4 +1,4 @@
-"""Weights shared out over the processes of a run, each of which keeps a part of them (FSDP2: Zhao et al. 2023)."""
+"""Parameters sharded over the processes of a run, each of which keeps a part of them (FSDP2: Zhao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 
 ON_CPUS = hasattr(torch.cpu.Stream, "record_event")
-"""Whether FSDP2 of this torch runs on CPUs. That of 2.6 knows GPUs only."""
+"""Whether FSDP2 of this torch runs on CPUs; in torch 2.6 it supports GPUs only."""
 
 
 def shard(model: nn.Module, device: torch.device, compiled: bool = False) -> nn.Module:
-    """Share out the weights of a module in place; each process gets its own part of every tensor.
+    """Shard the parameters of a module in place; each process keeps its own part of every tensor.
 
     The members of module lists, a network's blocks, are gathered and freed one after the other in a forward pass, and
-    the rest as one. ``compiled`` compiles each block: gathering breaks the graph of the whole.
+    the rest as one. ``compiled`` compiles each block, since gathering breaks the graph of the whole network.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     if device.type == "cpu" and not ON_CPUS:
         raise RuntimeError(
-            f"parallel: torch {torch.__version__} shares weights on GPUs only; use 'ddp' or a newer torch"
+            f"parallel: torch {torch.__version__} shards parameters on GPUs only; use 'ddp' or a newer torch"
         )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     blocks = [
@@ -39,39 +39,39 @@ def shard(model: nn.Module, device: torch.device, compiled: bool = False) -> nn.
     if compiled:
         from torch._dynamo import config
 
-        # Blocks of many sizes share their code; beyond this limit the compiler would leave them as they are.
+        # Blocks of different sizes share their code; beyond this limit the compiler would leave them uncompiled.
         limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.6
         setattr(config, limit, max(getattr(config, limit), 2 * len(blocks)))
     fully_shard(model, mesh=mesh)
     return model
 
 
-def is_shared(tensor: Any) -> bool:
+def is_sharded(tensor: Any) -> bool:
     """Whether it is a DTensor; importing that class takes half a second."""
     return hasattr(tensor, "to_local")
 
 
 def whole(tensors: dict[str, Any], keep: bool = True) -> dict[str, Tensor]:
-    """Gather the shared ones of some tensors, one after the other, in the CPU's memory: a GPU may not hold them all.
+    """Gather the sharded tensors, one after the other, in CPU memory: a GPU may not hold them all.
 
-    All processes must call it, in the same order; those that do not ``keep`` them get nothing.
+    All processes must call it, in the same order; without ``keep`` a process gets an empty dict.
     """
     gathered = {}
     for name, tensor in tensors.items():
-        one = tensor.detach().full_tensor().cpu() if is_shared(tensor) else tensor.detach()
+        one = tensor.detach().full_tensor().cpu() if is_sharded(tensor) else tensor.detach()
         if keep:
             gathered[name] = one
     return gathered
 
 
 def local(tensor: Any) -> Tensor:
-    """The part of a tensor that this process keeps: all of it unless it is shared. It is the same memory."""
-    return tensor.detach().to_local() if is_shared(tensor) else tensor
+    """The part of a tensor that this process keeps, in the same memory: all of it unless it is sharded."""
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor
 
 
 def like(parameter: Any, value: Tensor) -> Tensor:
-    """A whole tensor, laid out and shared as the parameter is."""
-    if is_shared(parameter):
+    """A whole tensor in the memory layout of the parameter, and sharded like it."""
+    if is_sharded(parameter):
         from torch.distributed.tensor import distribute_tensor
 
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
@@ -79,7 +79,7 @@ def like(parameter: Any, value: Tensor) -> Tensor:
 
 
 def filled(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    """A copy of a whole module with these whole weights, in eval mode."""
+    """A copy of an unsharded module with these unsharded parameters, in eval mode."""
     copied = copy.deepcopy(module).requires_grad_(False).eval()
     copied.load_state_dict(tensors)
     return copied

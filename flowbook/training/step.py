@@ -1,4 +1,4 @@
-"""One step of training, which the loop, ``flowbook bench`` and the book share."""
+"""One step of training, shared by the loop, ``flowbook bench`` and the book."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowbook.training.loss import Loss
 
 
 class StepContext:
-    """What surrounds the passes of a micro-batch. Here nothing; a run has its precision, random numbers, processes."""
+    """The contexts of a micro-batch: here none; a run has contexts for precision, random numbers and processes."""
 
     def passes(self, part: int) -> contextlib.AbstractContextManager[Any]:
         """Around the forward and the backward pass of a micro-batch."""
@@ -37,17 +37,17 @@ def train_step(
     gradient_clip: float | None = None,
     context: StepContext = StepContext(),  # noqa: B008 (holds nothing)
 ) -> Tensor:
-    """Take one step: the gradient of the loss on a batch, the optimizer's update, the moving average.
+    """Take one step: the gradient of the loss on a batch, and the updates of the optimizer and the EMA.
 
     Args:
         model: the network, in training mode.
         batch: x1, (x1, y) or (x0, x1, y), whose length ``accumulate`` divides.
         loss: ``loss(model, batch) -> scalar``, a mean over the batch.
-        optimizer: of the network's parameters, with the learning rate of this step.
-        ema: takes in the parameters after the update.
-        accumulate: micro-batches, worked through one after the other; their gradients are averaged.
+        optimizer: an optimizer of the network's parameters, with the learning rate of this step.
+        ema: the moving average to update after the step.
+        accumulate: number of micro-batches for gradient accumulation; their gradients are averaged.
         gradient_clip: the largest norm of the gradient.
-        context: what surrounds the passes of a micro-batch.
+        context: the contexts in which the micro-batches are computed.
 
     Returns:
         The loss, a detached scalar.
@@ -79,7 +79,7 @@ def train_step(
 
 
 def check_scalar(value: Any) -> None:
-    """Raise for what is no loss: its gradient would be that of the sum."""
+    """Raise for a loss that is not a scalar, such as one value per sample."""
     if not isinstance(value, Tensor) or value.dim() != 0:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"loss: expected a scalar, the mean over the batch; got {got}")

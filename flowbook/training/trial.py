@@ -1,4 +1,4 @@
-"""A trial before the first step: a network that cannot be sampled afterwards would be trained for nothing."""
+"""A trial before the first step, so that no network is trained that cannot be sampled from afterwards."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Preview = Callable[[nn.Module], Tensor]
 def try_out(velocity: nn.Module, batch: Batch, precision: Precision, preview: Preview | None) -> None:
     """Call the velocity as a solver will, and the preview, on the first rows of a batch; nothing is changed.
 
-    A loss gives each sample its own time, a solver one time to all: ``t[:, None]`` in a network does for the one only.
+    A loss gives each sample its own time, a solver one time to all: with ``t[:, None]`` a network serves the loss only.
 
     Raises:
-        ValueError, TypeError: naming what does not fit.
+        ValueError, TypeError: for a velocity or preview that does not fit.
     """
     _, x1, y = unpack(map_batch(lambda part: part[:ROWS], batch))
     t = torch.tensor(0.5, dtype=torch.promote_types(x1.dtype, torch.float32), device=x1.device)
@@ -39,16 +39,15 @@ def _called_with_one_time(velocity: nn.Module, x1: Tensor, t: Tensor, y: Any) ->
     try:
         return call(velocity, x1, t, y)
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
-        call(velocity, x1, t.expand(len(x1)), y)  # what fails here as well has another reason, and says so itself
+        call(velocity, x1, t.expand(len(x1)), y)  # an error here as well has another cause, and is raised instead
         raise ValueError(
-            f"velocity: it takes a time for each sample, and fails with one for all, a 0-d tensor, as solvers call it: "
-            f"{error}. Expected a network that takes t of shape () as well as (B,); t = t.expand(len(x)) makes the one "
-            "of the other"
+            f"velocity: expected a network that takes t of shape () as well as (B,), since solvers pass a 0-d tensor; "
+            f"got one that fails with shape (): {error}. t = t.expand(len(x)) turns it into one time for each sample"
         ) from error
 
 
 def _tried(preview: Preview, velocity: nn.Module) -> Tensor:
-    """What the preview returns: at no cost from a velocity that stands still, or else from the real one."""
+    """The preview's output: at no cost from a velocity that is 0, or else from the real one."""
     try:
         return preview(_Still(velocity))
     except Exception:
@@ -56,7 +55,7 @@ def _tried(preview: Preview, velocity: nn.Module) -> Tensor:
 
 
 class _Still(nn.Module):
-    """Looks like a velocity, and is 0 everywhere."""
+    """A stand-in for a velocity, 0 everywhere."""
 
     def __init__(self, velocity: nn.Module):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The loss on data that a run does not train on."""
+"""The loss on held-out data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowbook.training.precision import Precision
 from flowbook.velocity import device_of, evaluating
 
 MOST_BATCHES = 10
-"""Of data without an end, or with a long one."""
+"""The number of batches drawn from large or endless data."""
 
 
 def validation_loss(
@@ -23,7 +23,7 @@ def validation_loss(
 ) -> float:
     """The mean loss on up to ten batches, always the same ones with the same noise and times.
 
-    They are drawn in the order of an epoch, so that short data are seen whole.
+    They are drawn in the order of an epoch, so that small data sets are covered completely.
     """
     length = len(data) if hasattr(data, "__len__") and not isinstance(data, tuple) else None
     length = len(data[0]) if isinstance(data, tuple) else length

@@ -42,7 +42,7 @@ def test_times_that_are_right(t) -> None:
             "^x: expected a floating-point tensor; got dtype torch.bool",
         ),
         (lambda: validate.float_tensor("x", X + 1j), TypeError, "^x: .*complex"),
-        (lambda: validate.float_tensor("x", X * NAN, finite=True), ValueError, "^x: .*6 NaN or infinite of 6"),
+        (lambda: validate.float_tensor("x", X * NAN, finite=True), ValueError, "^x: .*6 of 6 NaN or infinite"),
         (lambda: validate.labels("y", torch.tensor([True, False]), 2), TypeError, "^y: .*bool"),
         (lambda: validate.labels("y", torch.tensor([0, -1]), 2, classes=3), ValueError, "^y: .*0 to 2; got -1 to 0"),
         (lambda: validate.labels("y", torch.tensor([[0]]), 1), ValueError, r"^y: .*\(1,\); got \(1, 1\)"),

@@ -492,7 +492,7 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_what_is_no_model_of_steps_or_one_of_another_schedule_is_refused(call: Callable[..., object]) -> None:
     schedule, network = SCHEDULES["linear"], models.MLP(2, hidden=8)
-    with pytest.raises(TypeError, match="MLP takes a time"):
+    with pytest.raises(TypeError, match="got MLP, which takes a time"):
         call(network, schedule)
     with pytest.raises(TypeError, match="probability flow, whose model"):
         call(diffusion.Diffusion(schedule).velocity(network), schedule)
@@ -529,7 +529,7 @@ def test_a_step_model_knows_what_it_predicts(use: Callable[..., Tensor], predict
     told = use(lambda x, i: knowing(x, i), prediction=prediction)
     assert torch.equal(use(knowing), told) and torch.equal(use(knowing, prediction=prediction), told)
     other = next(name for name in PREDICTIONS if name != prediction)
-    with pytest.raises(ValueError, match=f"prediction: the model predicts the {prediction}; got '{other}'"):
+    with pytest.raises(ValueError, match=f"prediction: expected '{prediction}', .*; got '{other}'"):
         use(knowing, prediction=other)
     assert not torch.equal(use(lambda x, i: knowing(x, i), prediction=other), told)
 
@@ -638,7 +638,7 @@ def test_what_a_model_predicts_is_known_behind_wrappers() -> None:
         diffusion.ddim_sample(models.Autocast(model), x, schedule, 5), expected, rtol=0.1, atol=0.1
     )
     for wrapper in (torch.nn.DataParallel, models.Autocast, lambda m: models.Compiled(m, 4)):
-        with pytest.raises(ValueError, match="the model predicts the v; got 'noise'"):
+        with pytest.raises(ValueError, match="expected 'v', which the model predicts; got 'noise'"):
             diffusion.ddim_sample(wrapper(model), x, schedule, 5, prediction="noise")
 
 

@@ -208,7 +208,7 @@ X1, X2 = torch.zeros(4, 2), torch.zeros(4, 1, 8, 8)
         (lambda: MLP(2, num_classes=3)(X1, 0.5, torch.full((4,), 4)), ValueError, "y: .*0 to 3.*4"),
         (lambda: MLP(2, num_classes=3)(X1, 0.5, torch.full((4,), -1)), ValueError, "y: .*-1"),
         (lambda: MLP(2, num_classes=3)(X1, 0.5, torch.zeros(4)), TypeError, "y: .*float32"),
-        (lambda: UNet(1, size=9, multipliers=(1, 2)), ValueError, "size: .*multiple of 2; got 9"),
+        (lambda: UNet(1, size=9, multipliers=(1, 2)), ValueError, "size: .*multiple of 2, .*; got 9"),
         (lambda: UNet(1, size=8, attention=(7,)), ValueError, r"attention: .*\[7\]"),
         (lambda: UNet(1, size=8, patch=0), ValueError, "patch: .*0"),
         (lambda: UNet(0), ValueError, "channels: .*0"),

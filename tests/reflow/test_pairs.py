@@ -334,7 +334,7 @@ def test_pairs_are_known_by_the_teacher_s_weights_and_settings(tmp_path: Path) -
 @pytest.mark.parametrize("function", [ones, functools.partial(ones, y=None), guided(ones, 1.0, 0)])
 def test_a_function_has_no_weights_and_needs_a_name(tmp_path: Path, function: Any) -> None:
     y = torch.zeros(8, dtype=torch.long) if isinstance(function, nn.Module) else None
-    with pytest.raises(ValueError, match="name: expected a word that says what the velocity is"):
+    with pytest.raises(ValueError, match="name: expected a name that identifies the velocity"):
         generate_pairs(function, (2,), 8, tmp_path / "pairs", y=y, **PLANE)
     assert not (tmp_path / "pairs").exists()
 

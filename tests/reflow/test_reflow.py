@@ -86,7 +86,7 @@ def test_times_belong_to_the_sample_and_not_to_the_process(times: str | int) -> 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"times": "t2"}, ValueError, "times: expected 'uniform', 't0', 't1' or how many.*'t2'"),
+        ({"times": "t2"}, ValueError, "times: expected 'uniform', 't0', 't1' or a number of times.*'t2'"),
         ({"times": 0}, ValueError, "times: .*0"),
         ({"times": 2.0}, ValueError, r"times: .*2\.0"),
         ({"times": True}, ValueError, "times: .*True"),
@@ -224,7 +224,7 @@ def test_law_11_what_does_not_fit_is_named(arguments: dict[str, Any], error: typ
 
 
 def test_reflow_refuses_a_batch_without_its_noise() -> None:
-    with pytest.raises(ValueError, match=r"batch: Reflow learns from pairs .* take FlowMatching\(\)"):
+    with pytest.raises(ValueError, match=r"batch: Reflow learns from pairs .* use FlowMatching\(\)"):
         Reflow()(linear, X1)
 
 

@@ -444,14 +444,14 @@ def test_with_fixed_steps_a_point_does_not_depend_on_the_rest_of_its_batch(metho
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_adaptive_method_that_cannot_go_on_says_why(method: str, dtype: torch.dtype) -> None:
     x = torch.ones(2, 2, dtype=dtype)
-    with pytest.raises(RuntimeError, match=f"{method} cannot go on.*not finite or changes too fast.*rtol"):
+    with pytest.raises(RuntimeError, match=f"{method} failed.*not finite or changes too fast.*rtol"):
         solve(lambda x, t: x / (t - 0.5).clamp_min(0) * 0 + torch.where(t > 0.5, NAN, 1.0), x, method=method)
 
 
 @pytest.mark.parametrize("method", FIXED)
 def test_fixed_steps_that_end_in_nan_say_so(method: str) -> None:
     x = torch.ones(2, 2)
-    with pytest.raises(RuntimeError, match=f"{method} with 4 steps ended in 2 NaN or infinite numbers of 4"):
+    with pytest.raises(RuntimeError, match=f"{method} with 4 steps ended with 2 of 4 numbers NaN or infinite"):
         solve(lambda x, t: x * torch.tensor([1.0, NAN]), x, method=method, steps=4)
     with pytest.raises(RuntimeError, match="the steps are too long"):
         solve(lambda x, t: 1e30 * x, x, method=method, steps=4)
@@ -471,7 +471,7 @@ MISUSE = [
     ({"x": X.long()}, TypeError, "x: .*int64"),
     ({"x": [0.0]}, TypeError, "x: .*list"),
     ({"x": torch.tensor(0.0)}, ValueError, "x: .*dimensions"),
-    ({"x": torch.tensor([[NAN, 0.0]])}, ValueError, "x: .*finite.*1 NaN"),
+    ({"x": torch.tensor([[NAN, 0.0]])}, ValueError, "x: .*finite.*1 of .* NaN"),
     ({"x": torch.tensor([[INF, 0.0]])}, ValueError, "x: .*finite"),
     ({"velocity": 3}, TypeError, "velocity: .*callable.*int"),
     ({"velocity": lambda x, t: x[:, :1]}, ValueError, r"velocity\(x, t, y\): .*\(3, 2\).*\(3, 1\)"),
@@ -513,11 +513,11 @@ def test_misuse_names_the_argument(method: str, change: dict[str, Any], error: t
         (
             {"method": "euler", "steps": 2, "grid": [0.0, 1.0]},
             ValueError,
-            "grid: .* their number; got steps=2",
+            "grid: .*; got steps=2",
         ),
         ({"method": "dopri5", "grid": [0.0, 1.0]}, ValueError, "grid: dopri5 chooses its own steps"),
         ({"method": "euler", "grid": [0.0, 0.5]}, ValueError, "grid: expected times that start at t0 = 0 and end at"),
-        ({"method": "euler", "grid": [0.0, 0.7, 0.7, 1.0]}, ValueError, "grid: expected times strictly in order"),
+        ({"method": "euler", "grid": [0.0, 0.7, 0.7, 1.0]}, ValueError, "grid: expected times in strictly increasing"),
         ({"method": "euler", "grid": 10}, TypeError, "grid: expected a sequence of times; got int"),
         ({"method": "euler", "steps": 0}, ValueError, "steps: .*0"),
         ({"method": "euler", "steps": 2.0}, TypeError, "steps: .*2.0"),

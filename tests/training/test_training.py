@@ -668,14 +668,14 @@ def test_misuse_of_the_settings_names_the_field(settings: dict[str, Any], error:
         ({"coupling": OptimalTransport}, TypeError, "coupling: .*class OptimalTransport itself"),
         ({"config": {"steps": 3}}, TypeError, r"config: expected a TrainConfig such as .*; got a dict"),
         ({"preview": "grid"}, TypeError, "preview: .*got 'grid'"),
-        ({"velocity": mlp().requires_grad_(False)}, ValueError, "velocity: expected parameters that can be trained"),
-        ({"velocity": nn.Identity()}, ValueError, "velocity: expected parameters that can be trained"),
+        ({"velocity": mlp().requires_grad_(False)}, ValueError, "velocity: expected trainable parameters"),
+        ({"velocity": nn.Identity()}, ValueError, "velocity: expected trainable parameters"),
         ({"out": __file__}, ValueError, "out: expected a folder; .*test_training.py is a file"),
         *(
             (
                 {"velocity": MLP(2, num_classes=3), "loss": loss, "data": (torch.zeros(4, 2), ONE_TO_THREE)},
                 ValueError,
-                "y: 3 is the model's null label.*got 1 to 3",
+                "y: expected labels .*null label 3; got 1 to 3",
             )
             for loss in (FlowMatching(), Diffusion(NoiseSchedule.cosine(8)), MaximumLikelihood())
         ),
@@ -722,7 +722,7 @@ def test_a_moved_checkpoint_still_loads(run_folder: Path, tmp_path: Path) -> Non
 
 
 def test_without_gradients_nothing_is_trained_and_the_error_says_why() -> None:
-    with torch.no_grad(), pytest.raises(RuntimeError, match=r"fit: gradients are off here"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"fit: gradients are disabled here"):
         fit(MLP(2, hidden=8), FlowMatching(), data.moons(), TrainConfig(steps=1))
 
 
@@ -803,7 +803,7 @@ def test_two_threads_do_not_train_at_once() -> None:
         return FlowMatching()(velocity, batch)
 
     fit(MLP(2, hidden=8), also, data.moons(), TrainConfig(steps=1, batch_size=8))
-    assert len(said) == 1 and said[0].startswith("fit: another thread of this process trains")
+    assert len(said) == 1 and said[0].startswith("fit: another thread of this process is training")
     fit(MLP(2, hidden=8), FlowMatching(), data.moons(), TrainConfig(steps=1, batch_size=8))
 
 

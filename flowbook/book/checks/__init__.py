@@ -1,4 +1,4 @@
-"""Checks of the exercises: they run a reader's function and say *what* is wrong with it, not only that it is.
+"""Checks of the exercises: they run a reader's function and say *what* is wrong with it, not only that it is wrong.
 
 Each returns a line of praise, or raises AssertionError with a diagnosis. One module for each chapter; all are called as
 ``checks.name``.

@@ -1,4 +1,4 @@
-"""What all checks share: naming the mistake whose result is the one that came."""
+"""What all checks share: finding the known mistake that gives the reader's result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def diagnose(got: Tensor, expected: Tensor, mistakes: dict[str, Tensor], what: str) -> None:
-    """Raise with the first mistake whose result is the one that came."""
+    """Raise with the first known mistake that gives the reader's result."""
     if _close(got, expected):
         return
     if got.shape != expected.shape:
@@ -21,15 +21,13 @@ def diagnose(got: Tensor, expected: Tensor, mistakes: dict[str, Tensor], what: s
     for diagnosis, result in mistakes.items():
         if _close(got, result):
             raise AssertionError(f"{what}: {diagnosis}")
-    raise AssertionError(
-        f"{what}: off by up to {float((got - expected).abs().max()):.3g}, and by no mistake known here"
-    )
+    raise AssertionError(f"{what}: off by up to {float((got - expected).abs().max()):.3g}, and not by a known mistake")
 
 
 def diagnose_number(
     value: float, expected: float, mistakes: dict[str, float], hint: str, *, tolerance: float, what: str = "value"
 ) -> None:
-    """The same for one number, which may be off by the tolerance; the hint is for a mistake that is not known here."""
+    """The same for one number, which may be off by the tolerance; the hint is for an unknown mistake."""
     if math.isclose(value, expected, abs_tol=tolerance):
         return
     for diagnosis, result in mistakes.items():

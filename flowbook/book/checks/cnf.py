@@ -62,7 +62,7 @@ def exact_divergence(function: Callable[..., Tensor]) -> str:
         function(_velocity, x.clone(), t), diagonal.sum(1),
         {
             "these are the first columns: the flattened diagonal has the stride D + 1, not D": flat[:, ::3].sum(1),
-            "these are the first rows, d v_1 / d x_j: differentiate v_i by x_i": jacobian[:, 0].sum(1),
+            "these are the first rows, d v_1 / d x_j: differentiate v_i with respect to x_i": jacobian[:, 0].sum(1),
             "all entries of the Jacobian are added, not its diagonal": flat.sum(1),
             "the diagonal is averaged, not summed": diagonal.mean(1),
             "this is the determinant": torch.linalg.det(jacobian),
@@ -78,7 +78,7 @@ def midpoint_log_prob(function: Callable[..., Tensor]) -> str:
 
     Example:
         >>> midpoint_log_prob(lambda v, x1, steps: log_prob(v, x1, method="midpoint", steps=steps).log_prob)
-        'right: back to the noise, its density there, minus the integrated divergence'
+        'right: a backward solve to the noise, its density there, minus the integrated divergence'
     """
     x1, steps = _points(4), 5
     result = log_prob(_velocity, x1, method="midpoint", steps=steps)
@@ -92,27 +92,27 @@ def midpoint_log_prob(function: Callable[..., Tensor]) -> str:
     diagnose(
         function(_velocity, x1.clone(), steps), result.log_prob,
         {
-            "this is Euler's method: take velocity and divergence half a step on": log_prob(
+            "this is Euler's method: evaluate velocity and divergence at half a step": log_prob(
                 _velocity, x1, method="euler", steps=steps
             ).log_prob,
-            "this is Heun's method: the midpoint method looks once, half a step on": log_prob(
+            "this is Heun's method: the midpoint method uses the slope at half a step": log_prob(
                 _velocity, x1, method="heun", steps=steps
             ).log_prob,
             "sign: log p1 is log p0 minus the integral of the divergence from 0 to 1": normal(result.latent) + integral,
             "the density of the noise is missing": -integral,
-            "the density of the noise belongs at the latent, where the flow leads x1": normal(x1) - integral,
+            "evaluate the density of the noise at the latent, not at x1": normal(x1) - integral,
             "the divergence is summed over the steps without their length h": normal(result.latent) - steps * integral,
             "the divergence is missing: this is the density of the noise at the latent": normal(result.latent),
-            "time runs from 0 to 1: x1 lies at t = 1, go back from there": forward.log_prob,
-            "time runs from 0 to 1: x1 lies at t = 1, go back from there (and your integral has its own sign)": (
+            "time runs from 0 to 1: x1 lies at t = 1, solve backward from there": forward.log_prob,
+            "time runs from 0 to 1: x1 lies at t = 1, solve backward from there (and check your integral's sign)": (
                 2 * normal(forward.latent) - forward.log_prob
             ),
-            "sign: going back in time subtracts h v": uphill.log_prob,
-            "sign: going back in time subtracts h v, here it is added": 2 * normal(uphill.latent) - uphill.log_prob,
+            "sign: a backward step subtracts h v": uphill.log_prob,
+            "sign: a backward step subtracts h v, here it is added": 2 * normal(uphill.latent) - uphill.log_prob,
         },
         "log_prob",
     )  # fmt: skip
-    return "right: back to the noise, its density there, minus the integrated divergence"
+    return "right: a backward solve to the noise, its density there, minus the integrated divergence"
 
 
 def hutchinson_estimate(function: Callable[..., Tensor]) -> str:
@@ -149,7 +149,7 @@ def hutchinson_variance(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> 
         >>> symmetric = lambda a: (a + a.T) / 2
         >>> off = lambda a: symmetric(a) - torch.diag(a.diagonal())
         >>> hutchinson_variance(lambda a: (2 * off(a).square().sum(), 2 * symmetric(a).square().sum()))
-        'right: signs pay for what lies off the diagonal, Gaussians for the diagonal too'
+        'right: signs have variance from off the diagonal only, Gaussians from the diagonal too'
     """
     symmetric = (MATRIX + MATRIX.T) / 2
     diagonal = torch.diag(MATRIX.diagonal())
@@ -163,7 +163,7 @@ def hutchinson_variance(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> 
             "the matrix must be made symmetric first: x . A x sees only (A + A^T) / 2": rough,
             "signs have eps_i^2 = 1, so the diagonal adds no variance": all_of_it,
             "this is the standard deviation": off.sqrt(),
-            "each pair i, j comes twice, as (i, j) and (j, i)": off / 2,
+            "each pair i, j occurs twice, as (i, j) and (j, i)": off / 2,
         },
         "Rademacher",
     )  # fmt: skip
@@ -173,11 +173,11 @@ def hutchinson_variance(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> 
             "the matrix must be made symmetric first: x . A x sees only (A + A^T) / 2": 2 * MATRIX.square().sum(),
             "the variance of eps_i^2 is 2 for a Gaussian: the diagonal counts": off,
             "this is the standard deviation": all_of_it.sqrt(),
-            "each pair i, j comes twice, as (i, j) and (j, i)": all_of_it / 2,
+            "each pair i, j occurs twice, as (i, j) and (j, i)": all_of_it / 2,
         },
         "Gaussian",
     )  # fmt: skip
-    return "right: signs pay for what lies off the diagonal, Gaussians for the diagonal too"
+    return "right: signs have variance from off the diagonal only, Gaussians from the diagonal too"
 
 
 def bits(function: Callable[..., Tensor]) -> str:

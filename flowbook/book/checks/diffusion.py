@@ -14,26 +14,26 @@ from flowbook.diffusion import NoiseSchedule, ddim_sample, ddim_steps
 
 
 def amplitude_left(value: float) -> str:
-    """Exercise 1.1: what the last of 50 linear betas from 1e-4 to 0.02 leaves of the data's amplitude.
+    """Exercise 1.1: the fraction of the data's amplitude that 50 linear betas from 1e-4 to 0.02 leave.
 
     Example:
         >>> amplitude_left(0.776)
-        'right: sampling would start from noise that the last step has never seen'
+        'right: sampling would start from pure noise, which the last step has never seen'
     """
     betas = torch.linspace(1e-4, 0.02, 50, dtype=torch.float64)
     abar = float((1 - betas).prod())
-    noise = "this is the noise's share, not the data's"
+    noise = "this is the noise's fraction, not the data's"
     diagnose_number(
         value, math.sqrt(abar),
         {
-            "this is abar, the share of the variance; the amplitude is its root": abar,
+            "this is abar, the fraction of the variance; the amplitude is its square root": abar,
             f"{noise}: its variance": 1 - abar,
             f"{noise}: its amplitude": math.sqrt(1 - abar),
             "this is the last step alone; multiply over all of them": math.sqrt(0.98),
         },
-        "multiply 1 - beta over all steps, and take the root", tolerance=2e-3,
+        "multiply 1 - beta over all steps, and take the square root", tolerance=2e-3,
     )  # fmt: skip
-    return "right: sampling would start from noise that the last step has never seen"
+    return "right: sampling would start from pure noise, which the last step has never seen"
 
 
 def posterior_step(function: Callable[..., tuple[Tensor, Tensor]]) -> str:
@@ -59,7 +59,7 @@ def posterior_step(function: Callable[..., tuple[Tensor, Tensor]]) -> str:
         diagnose(
             torch.as_tensor(mean), right_mean,
             {
-                "the coefficients are swapped: the data's share is the small one, sqrt(abar_{i-1}) beta_i": of_data * x
+                "the coefficients are swapped: the data's is the small one, with sqrt(abar_{i-1}) beta_i": of_data * x
                 + of_state * x1,
                 "at i = 0 abar_{i-1} is not abar[-1], the noisiest step's: it is 1": shifted
                 * x1
@@ -85,7 +85,7 @@ def posterior_step(function: Callable[..., tuple[Tensor, Tensor]]) -> str:
 
 
 def ddim(function: Callable[..., Tensor]) -> str:
-    """Exercise 1.3: ``function(model, x, abar, visited) -> x``; the model predicts the noise, the steps fall.
+    """Exercise 1.3: ``function(model, x, abar, visited) -> x``; the model predicts the noise, the steps decrease.
 
     Example:
         >>> schedule = NoiseSchedule.linear(50, rescale=True)
@@ -116,11 +116,11 @@ def ddim(function: Callable[..., Tensor]) -> str:
     diagnose(
         got, expected,
         {
-            "the last jump ends at step 0, whose noise is left in the sample; end in the data": walk(float(abar[0])),
+            "the last jump ends at step 0, whose noise remains in the sample; end in the data": walk(float(abar[0])),
             "the last jump goes to abar[-1], which is the noisiest step; after the last step there is no noise": walk(
                 float(abar[-1])
             ),
-            "the noise is multiplied by 1 - abar instead of its root": walk(1.0, root=False),
+            "the noise is multiplied by 1 - abar instead of its square root": walk(1.0, root=False),
         },
         "x",
     )  # fmt: skip
@@ -130,40 +130,42 @@ def ddim(function: Callable[..., Tensor]) -> str:
 
 
 def renoised_std(value: float) -> str:
-    """Exercise 1.4: what re-noising the predicted data makes of N(m, 0.5^2), with very many steps.
+    """Exercise 1.4: the standard deviation of samples by re-noising the predicted data, for data N(m, 0.5^2).
+
+    The number of steps is very large.
 
     Example:
         >>> renoised_std(0.3536)
-        'right: s divided by the root of 2, however many steps are taken'
+        'right: s divided by the square root of 2, however many steps are taken'
     """
     diagnose_number(
         value, 0.5 / math.sqrt(2),
         {
-            "0.5 would be right sampling; the fresh noise here forgets what x_i says beyond x1": 0.5,
-            "this is the variance; the standard deviation is its root": 0.125,
+            "0.5 would be correct sampling; the fresh noise here forgets what x_i says beyond x1": 0.5,
+            "this is the variance; the standard deviation is its square root": 0.125,
         },
-        "find the variance that one step leaves as it is, and let abar go to 1", tolerance=5e-3,
+        "find the variance that one step leaves unchanged, and let abar go to 1", tolerance=5e-3,
     )  # fmt: skip
-    return "right: s divided by the root of 2, however many steps are taken"
+    return "right: s divided by the square root of 2, however many steps are taken"
 
 
 def noise_floor(value: float) -> str:
-    """Exercise 1.5: the least loss of a noise prediction at abar = 1/2, for data N(m, 0.5^2).
+    """Exercise 1.5: the lowest loss of a noise prediction at abar = 1/2, for data N(m, 0.5^2).
 
     Example:
         >>> noise_floor(0.2)
-        'right: the noise cannot be told from the data, and less so the less noise there is'
+        'right: noise and data cannot be told apart, and the less noise there is, the harder it is'
     """
     diagnose_number(
         value, 0.2,
         {
             "not 0: x_i does not determine the noise in it, since the data vary too": 0.0,
-            "this is the share of the noise that is explained; the loss is the rest": 0.8,
-            "this is the variance of the data's part of x_i; divide by what the noise is scaled by": 0.1,
+            "this is the fraction of the noise that is explained; the loss is the rest": 0.8,
+            "this is the variance of the data's part of x_i, given x_i; divide by the noise's factor, 1 - abar": 0.1,
         },
         "condition the jointly Gaussian pair (noise, x_i) on x_i", tolerance=2e-3,
     )  # fmt: skip
-    return "right: the noise cannot be told from the data, and less so the less noise there is"
+    return "right: noise and data cannot be told apart, and the less noise there is, the harder it is"
 
 
 def noise_from_velocity(function: Callable[..., Tensor]) -> str:
@@ -182,7 +184,7 @@ def noise_from_velocity(function: Callable[..., Tensor]) -> str:
         {
             "this is the data": data,
             "sign flipped: the velocity points from the data to the noise": spread * x - signal * v,
-            "the roots are missing: amplitudes are the roots of abar and 1 - abar": 0.64 * x + 0.36 * v,
+            "the square roots are missing: amplitudes are the square roots of abar and 1 - abar": 0.64 * x + 0.36 * v,
             "the amplitudes are swapped": signal * x + spread * v,
         },
         "noise",

@@ -34,7 +34,7 @@ def target_with_sigma_min(function: Callable[..., tuple[Tensor, Tensor]], sigma_
         {
             "sigma_min is missing: this is the path that ends exactly in the data": straight.interpolate(x0, x1, t),
             "noise and data are swapped: t = 0 is noise, t = 1 is data": path.interpolate(x1, x0, t),
-            "t meets the last axis: give it the shape (B, 1)": t * x1 + (1 - (1 - sigma_min) * t) * x0,
+            "t is broadcast over the last axis: give it the shape (B, 1)": t * x1 + (1 - (1 - sigma_min) * t) * x0,
             "sigma_min is added at every t: at t = 0 sigma must be 1": column * x1 + (1 - column + sigma_min) * x0,
         },
         "xt",
@@ -44,7 +44,7 @@ def target_with_sigma_min(function: Callable[..., tuple[Tensor, Tensor]], sigma_
         {
             "sign flipped: d xt / dt points from noise to data": -path.velocity(x0, x1, t),
             "sigma_min is missing: differentiate sigma(t) = 1 - (1 - sigma_min) t": straight.velocity(x0, x1, t),
-            "this is x1 - xt, which still has to be divided by what is left of the time": x1 - xt,
+            "this is x1 - xt, which still has to be divided by the remaining time": x1 - xt,
         },
         "target",
     )  # fmt: skip
@@ -52,7 +52,7 @@ def target_with_sigma_min(function: Callable[..., tuple[Tensor, Tensor]], sigma_
 
 
 def one_euler_step(prediction: tuple[float, float]) -> str:
-    """Exercise 3.2: mean and standard deviation of what one Euler step makes of N(0, 1) noise, data N(1.5, 0.5^2).
+    """Exercise 3.2: mean and standard deviation after one Euler step from N(0, 1) noise, for data N(1.5, 0.5^2).
 
     Example:
         >>> one_euler_step((1.5, 0.0))
@@ -62,7 +62,7 @@ def one_euler_step(prediction: tuple[float, float]) -> str:
     diagnose_number(
         std, 0.0,
         {
-            "0.5 is that of the data; what is E[x1 - x0 | x0] when x1 is independent of x0?": 0.5,
+            "0.5 is the standard deviation of the data; what is E[x1 - x0 | x0] for independent x1 and x0?": 0.5,
             "1 would be a shift of the noise; the velocity at t = 0 depends on x0": 1.0,
         },
         "write down v(x, 0) = E[x1 - x0 | x0 = x] and add it to x", tolerance=0.02, what="std",
@@ -80,7 +80,7 @@ def heun_solver(function: Callable[..., Tensor]) -> str:
 
     Example:
         >>> heun_solver(lambda v, x, steps: solve(v, x, method="heun", steps=steps).x)
-        'right: second order, two evaluations a step, from noise to data'
+        'right: second order, two evaluations per step, from noise to data'
     """
     calls: list[float] = []
 
@@ -90,13 +90,13 @@ def heun_solver(function: Callable[..., Tensor]) -> str:
 
     x, steps = torch.tensor([[1.0, -0.5]]), 4
 
-    def by(method: str, **options: Any) -> Tensor:
+    def by(method: Any, **options: Any) -> Tensor:
         return solve(velocity, x, method=method, steps=steps, **options).x
 
     mistakes = {
         "this is Euler's method: the second slope is not used": by("euler"),
-        "this is the midpoint method: Heun looks at the end of the step, not at its middle": by("midpoint"),
-        "time runs from 1 to 0: you start at the data's end": by("heun", t0=1.0, t1=0.0),
+        "this is the midpoint method: Heun's second slope is at the end of the step, not its middle": by("midpoint"),
+        "time runs from 1 to 0: you start at the data": by("heun", t0=1.0, t1=0.0),
         "sign flipped: you subtract the velocity": solve(lambda x, t: -velocity(x, t), x, method="heun", steps=steps).x,
         "the two slopes are added, not averaged": solve(
             lambda x, t: 2 * velocity(x, t), x, method="heun", steps=steps
@@ -106,11 +106,11 @@ def heun_solver(function: Callable[..., Tensor]) -> str:
     calls.clear()
     got = function(velocity, x, steps)
     if calls and max(calls) > 1 + 1e-6:
-        raise AssertionError(f"t: the velocity was asked at t = {max(calls):.3g}, outside [0, 1]")
+        raise AssertionError(f"t: the velocity was evaluated at t = {max(calls):.3g}, outside [0, 1]")
     diagnose(got, expected, mistakes, "x")
     if len(calls) != 2 * steps:
-        raise AssertionError(f"evaluations: Heun needs 2 a step, {2 * steps} in all; got {len(calls)}")
-    return "right: second order, two evaluations a step, from noise to data"
+        raise AssertionError(f"evaluations: Heun needs 2 per step, {2 * steps} in total; got {len(calls)}")
+    return "right: second order, two evaluations per step, from noise to data"
 
 
 def loss_floor(value: float) -> str:
@@ -125,7 +125,7 @@ def loss_floor(value: float) -> str:
     diagnose_number(
         value, expected,
         {
-            "this is the variance of x1 - x0 before anything is known; condition on xt": 1 + 0.5**2,
+            "this is the unconditional variance of x1 - x0; condition on xt": 1 + 0.5**2,
             "the loss is not 0 at the best velocity: pairs with different slopes share a point": 0.0,
         },
         "integrate the variance of x1 - x0 given xt over t from 0 to 1", tolerance=0.008,
@@ -134,7 +134,7 @@ def loss_floor(value: float) -> str:
 
 
 def pairing(function: Callable[..., Tensor]) -> str:
-    """Exercise 3.5: ``function(x0, x1, y) -> x0`` permuted to meet x1, by exact transport within each label.
+    """Exercise 3.5: ``function(x0, x1, y) -> x0`` permuted to match x1, by exact transport within each label.
 
     Example:
         >>> pairing(lambda x0, x1, y: OptimalTransport(label_aware=True)(x0, x1, y)[0])
@@ -153,7 +153,7 @@ def pairing(function: Callable[..., Tensor]) -> str:
     used = positions(got).sum(1)
     if not bool((used == 1).all()):
         lost = int((used == 0).sum())
-        raise AssertionError(f"x0: {lost} of 32 sources are lost; drawing from the plan is no permutation")
+        raise AssertionError(f"x0: {lost} of 32 sources are lost; draws from the plan are not a permutation")
     blind = OptimalTransport()(x0, x1, y)[0]
     expected = OptimalTransport(label_aware=True)(x0, x1, y)[0]
 
@@ -179,7 +179,7 @@ def guidance(function: Callable[..., Tensor]) -> str:
     Example:
         >>> from flowbook.guidance import guided
         >>> guidance(lambda v, x, t, y, scale, null: guided(v, scale, null)(x, t, y))
-        'right: scale 0 ignores the label, 1 is the conditional velocity, above 1 exaggerates it'
+        'right: scale 0 ignores the label, 1 is the conditional velocity, above 1 amplifies the label'
     """
 
     def velocity(x: Tensor, t: Any, y: Tensor | None = None) -> Tensor:
@@ -199,11 +199,11 @@ def guidance(function: Callable[..., Tensor]) -> str:
         },
         "v",
     )  # fmt: skip
-    return "right: scale 0 ignores the label, 1 is the conditional velocity, above 1 exaggerates it"
+    return "right: scale 0 ignores the label, 1 is the conditional velocity, above 1 amplifies the label"
 
 
 def adams_weights(function: Callable[[Tensor], Tensor]) -> str:
-    """Exercise 3.7: ``function(places) -> weights`` of three known slopes, for the area from 0 to 1 ahead of them.
+    """Exercise 3.7: ``function(places) -> weights`` of three known slopes, for the integral from 0 to 1 ahead of them.
 
     Example:
         >>> moments = 1 / torch.arange(1, 4, dtype=torch.float64)
@@ -217,7 +217,9 @@ def adams_weights(function: Callable[[Tensor], Tensor]) -> str:
         {
             "these are the weights of equal steps; use the places": torch.tensor([23.0, -16.0, 5.0]).double() / 12,
             "transposed: each row of the system is one power at all places": torch.linalg.solve(powers.T, ahead),
-            "the area over the step before; integrate from 0 to 1": torch.linalg.solve(powers, (-1) ** order * ahead),
+            "this integrates over the previous step; integrate from 0 to 1": torch.linalg.solve(
+                powers, (-1) ** order * ahead
+            ),
         },
         "weights",
     )  # fmt: skip

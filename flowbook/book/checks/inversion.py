@@ -19,20 +19,20 @@ def latent_of_a_gaussian(value: float) -> str:
 
     Example:
         >>> latent_of_a_gaussian(1.5)
-        'right: as many standard deviations from the mean on both sides'
+        'right: the same number of standard deviations from the mean in noise and data'
     """
     diagnose_number(
         value, 1.5,
         {
-            "this is the way forward, 1.5 + 0.5 x; the latent is the way back": 2.625,
+            "this is the forward solve, 1.5 + 0.5 x; the latent needs the backward solve": 2.625,
             "the spread is missing: divide by the standard deviation": 0.75,
-            "multiplied by the standard deviation: on the way back the flow spreads": 0.375,
+            "multiplied by the standard deviation: the backward solve expands": 0.375,
             "divided by the variance: divide by the standard deviation": 3.0,
             "this is the data point itself": 2.25,
         },
-        "which point of N(0, 1) has as much of the noise to its left?", tolerance=0.01,
+        "which point of N(0, 1) has the same probability to its left?", tolerance=0.01,
     )  # fmt: skip
-    return "right: as many standard deviations from the mean on both sides"
+    return "right: the same number of standard deviations from the mean in noise and data"
 
 
 def midpoint_inversion(function: Callable[..., Tensor]) -> str:
@@ -40,7 +40,7 @@ def midpoint_inversion(function: Callable[..., Tensor]) -> str:
 
     Example:
         >>> midpoint_inversion(lambda v, x1, steps: solve(v, x1, 1.0, 0.0, method="midpoint", steps=steps).x)
-        'right: from t = 1 to 0, with the velocity as it is and its own time'
+        'right: from t = 1 to 0, with the velocity unchanged and at its own time'
     """
     calls: list[float] = []
 
@@ -53,26 +53,26 @@ def midpoint_inversion(function: Callable[..., Tensor]) -> str:
 
     x1, steps = torch.tensor([[1.0, -0.5]]), 4
 
-    def by(method: str, field: Callable[..., Tensor] = velocity, t0: float = 1.0, t1: float = 0.0) -> Tensor:
+    def by(method: Any, field: Callable[..., Tensor] = velocity, t0: float = 1.0, t1: float = 0.0) -> Tensor:
         return solve(field, x1, t0, t1, method=method, steps=steps).x
 
     mistakes = {
-        "the loop ended before its first step: a guard for t >= 1 is for the way from 0 to 1": x1,
+        "the loop ended before its first step: a guard for t >= 1 is for the forward solve": x1,
         "time runs from 0 to 1: this is sampling": by("midpoint", velocity, 0.0, 1.0),
-        "a sign too many: time from 1 to 0 already turns the direction": by("midpoint", opposite),
-        "the velocity has its own time: subtract it, but ask at t = 1 first": by("midpoint", opposite, 0.0, 1.0),
+        "a sign too many: time from 1 to 0 already reverses the direction": by("midpoint", opposite),
+        "the velocity has its own time: subtract it, but start at t = 1": by("midpoint", opposite, 0.0, 1.0),
         "this is Euler's method: the slope in the middle is not used": by("euler"),
-        "this is Heun's method: the midpoint method looks at the middle of the step": by("heun"),
+        "this is Heun's method: the midpoint method uses the slope in the middle of the step": by("heun"),
     }
     expected = by("midpoint")
     calls.clear()
     got = function(velocity, x1, steps)
     if calls and not -1e-6 <= min(calls) <= max(calls) <= 1 + 1e-6:
-        raise AssertionError(f"t: the velocity was asked from {min(calls):.3g} to {max(calls):.3g}, outside [0, 1]")
+        raise AssertionError(f"t: the velocity was evaluated from {min(calls):.3g} to {max(calls):.3g}, outside [0, 1]")
     diagnose(got, expected, mistakes, "x0")
     if len(calls) != 2 * steps:
-        raise AssertionError(f"evaluations: midpoint needs 2 a step, {2 * steps} in all; got {len(calls)}")
-    return "right: from t = 1 to 0, with the velocity as it is and its own time"
+        raise AssertionError(f"evaluations: midpoint needs 2 per step, {2 * steps} in total; got {len(calls)}")
+    return "right: from t = 1 to 0, with the velocity unchanged and at its own time"
 
 
 def posterior_mean(function: Callable[..., Tensor]) -> str:
@@ -81,7 +81,7 @@ def posterior_mean(function: Callable[..., Tensor]) -> str:
     Example:
         >>> from flowbook.inversion import denoise
         >>> posterior_mean(lambda velocity, x, s: denoise(velocity, x, noise_std=s).x)
-        'right: shrink, ask once at t = 1 / (1 + s), and go the rest of the way at that velocity'
+        'right: shrink, evaluate once at t = 1 / (1 + s), and follow that velocity for the remaining time'
     """
 
     def velocity(x: Tensor, t: Any, y: Tensor | None = None) -> Tensor:
@@ -108,15 +108,15 @@ def posterior_mean(function: Callable[..., Tensor]) -> str:
             "t = s: there the path has the noise level (1 - s) / s": (
                 s[:, None] * x + (1 - s[:, None]) * velocity(s[:, None] * x, s)
             ),
-            "this is the velocity; the data are what it leads to": v,
+            "this is the velocity; the data are where it leads": v,
             "this is the noise, x_t - t v; the data are x_t + (1 - t) v": state - column * v,
             "sign flipped: from x_t the data lie ahead, x_t + (1 - t) v": state - (1 - column) * v,
-            "the whole velocity is added: at t only 1 - t of the way is left": state + v,
-            "s meets the last axis: give it the shape (B, 1)": across + (1 - t[None]) * velocity(across, t),
+            "the whole velocity is added: at t only the time 1 - t remains": state + v,
+            "s is broadcast over the last axis: give it the shape (B, 1)": across + (1 - t[None]) * velocity(across, t),
         },
         "mean",
     )  # fmt: skip
-    return "right: shrink, ask once at t = 1 / (1 + s), and go the rest of the way at that velocity"
+    return "right: shrink, evaluate once at t = 1 / (1 + s), and follow that velocity for the remaining time"
 
 
 def error_of_the_ode(value: float) -> str:
@@ -144,7 +144,7 @@ def slerp(function: Callable[..., Tensor]) -> str:
 
     Example:
         >>> slerp(lambda a, b, w: inversion.slerp(a, b, [w])[0])
-        'right: equal angles, and the length in proportion'
+        'right: equal angles, and the length interpolated'
     """
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(4, 5, generator=generator), 1.5 * torch.randn(4, 5, generator=generator)
@@ -170,20 +170,20 @@ def slerp(function: Callable[..., Tensor]) -> str:
             "one angle for the whole batch: sum over the dimensions only": (
                 length * arc((unit_a * unit_b).sum() / len(a))
             ),
-            "the angle is that of unit vectors: divide by both lengths": (
+            "the angle is between unit vectors: divide by both lengths": (
                 length * arc((a * b).sum(1, keepdim=True) / lengths[0] ** 2)
             ),
-            "the straight line, brought to the right length: equal steps are no equal angles": (
+            "the straight line, rescaled to the right length: equal steps are not equal angles": (
                 length * torch.nn.functional.normalize((1 - w) * unit_a + w * unit_b, dim=1)
             ),
         },
         "arc",
     )  # fmt: skip
-    return "right: equal angles, and the length in proportion"
+    return "right: equal angles, and the length interpolated"
 
 
 def likelier_than_samples(value: float) -> str:
-    """Exercise 5.6: how many nats the origin is denser under N(0, I) in 784 dimensions than a sample is on average.
+    """Exercise 5.6: log-density of the origin minus its mean over samples, in nats, for N(0, I) in 784 dimensions.
 
     Example:
         >>> likelier_than_samples(392.0)
