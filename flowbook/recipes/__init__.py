@@ -1,4 +1,4 @@
-"""Recipes: a training run as a YAML file.
+"""Recipes: a training run as a YAML file::
 
     model: {name: UNet, channels: 1, size: 28, num_classes: 10}    # a class of flowbook.models and its arguments
     data: {name: mnist}                                            # a function of flowbook.data and its arguments;

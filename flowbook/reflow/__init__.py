@@ -12,7 +12,7 @@ from flowbook.metrics import curvature, straightness, transport_cost
 from flowbook.reflow.loss import Distance, Perceptual, Reflow, Times, reflow_loss, reflow_times
 from flowbook.reflow.pairs import OnlinePairs, PairDataset, generate_pairs
 from flowbook.reflow.perceptual import LPIPS, ClassifierDistance
-from flowbook.reflow.rounds import distill, encode, rectify
+from flowbook.reflow.rounds import RoundOptions, distill, encode, rectify
 
 __all__ = [
     "LPIPS",
@@ -22,6 +22,7 @@ __all__ = [
     "PairDataset",
     "Perceptual",
     "Reflow",
+    "RoundOptions",
     "Times",
     "curvature",
     "distill",

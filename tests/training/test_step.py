@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,14 @@ def test_a_preview_costs_no_evaluation_before_the_first_step(tmp_path: Path) -> 
 # Stopping -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as a program has it; pytest's own workers ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupting(after: int) -> Any:
     calls = []
 
@@ -318,6 +327,7 @@ def interrupting(after: int) -> Any:
     return loss
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_the_averaged_model_and_the_same_call_goes_on(tmp_path: Path) -> None:
     with pytest.raises(
         Interrupted, match=f"stopped by Ctrl-C at step 3; the same call resumes from {tmp_path}"
@@ -332,6 +342,7 @@ def test_ctrl_c_keeps_the_averaged_model_and_the_same_call_goes_on(tmp_path: Pat
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_without_a_folder_keeps_the_velocity_in_the_exception() -> None:
     with pytest.raises(Interrupted, match=r"the exception's \.result has the velocity") as stopped:
         fit(mlp(), interrupting(2), X, config())
@@ -339,6 +350,7 @@ def test_ctrl_c_without_a_folder_keeps_the_velocity_in_the_exception() -> None:
     assert stopped.value.result.velocity(X, torch.tensor(0.5)).shape == X.shape
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_acts_at_once() -> None:
     def loss(model: Any, batch: Any) -> Tensor:
         os.kill(os.getpid(), signal.SIGINT)
