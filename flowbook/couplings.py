@@ -6,6 +6,7 @@ the noise is permuted, so every target and every source is used exactly once.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,37 +70,48 @@ class OptimalTransport:
 
     def __post_init__(self) -> None:
         validate.one_of("method", self.method, ("exact", "sinkhorn"))
-        validate.number("reg", self.reg, 0, float("inf"), low_open=True, high_open=True)
+        bounds = {"low_open": True, "high_open": True}
+        validate.number("reg", self.reg, 0, math.inf, **bounds)
         validate.boolean("label_aware", self.label_aware)
 
-    def __call__(self, x0: Tensor, x1: Tensor, y: Tensor | None = None) -> Coupled:
+    def __call__(
+        self,
+        x0: Tensor,
+        x1: Tensor,
+        y: Tensor | None = None,
+    ) -> Coupled:
         _check(x0, x1, y)
         if not self.label_aware:
             return x0[self._permutation(x0, x1)], x1, y
         if y is None:
-            raise ValueError("y: OptimalTransport(label_aware=True) needs the labels of x1; got None")
+            raise ValueError("y: label_aware needs the labels of x1; got None")
         order = torch.arange(len(x0), device=x0.device)
         for label in y.unique():
             members = (y == label).nonzero().squeeze(1).to(x0.device)
-            order[members] = members[self._permutation(x0[members], x1[members])]
+            chosen = self._permutation(x0[members], x1[members])
+            order[members] = members[chosen]
         return x0[order], x1, y
 
     def _permutation(self, x0: Tensor, x1: Tensor) -> Tensor:
         """The index of the noise for each data sample, shape (B,)."""
-        # The permutation depends on x0 and x1 only through their inner products, and shifting either changes every
-        # permutation's cost by the same amount: centred, in float64, nothing is lost far from the origin.
+        # It depends on inner products alone; a shift changes all costs alike:
+        # centred, nothing is lost far from the origin.
         a = x1.detach().flatten(1).double()
         b = x0.detach().flatten(1).double()
         a, b = a - a.mean(0), b - b.mean(0)
         if len(a) == 0:
             return torch.arange(0, device=x0.device)
-        for name, centred in (("x0", b), ("x1", a)):
-            if validate.values_are_readable(centred) and not bool(torch.isfinite(centred).all()):
-                raise ValueError(f"{name}: expected finite numbers; got NaN or infinite ones")
+        _check_finite(x0=b, x1=a)
         if self.method == "exact":
             return to_device(assign(-(a @ b.T)), x0.device)
-        cost = a.square().sum(1)[:, None] + b.square().sum(1)[None, :] - 2 * a @ b.T
+        cost = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
         return _round_to_permutation(_sinkhorn_log_plan(cost, self.reg))
+
+
+def _check_finite(**parts: Tensor) -> None:
+    for name, part in parts.items():
+        if validate.values_are_readable(part) and not bool(torch.isfinite(part).all()):
+            raise ValueError(f"{name}: expected finite numbers; got NaN or infinite ones")
 
 
 def _sinkhorn_log_plan(cost: Tensor, reg: float) -> Tensor:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from flowbook import solvers
 from flowbook.analytic import GaussianMixture
 from flowbook.paths import CosinePath, LinearPath, Path, VPPath
+from flowbook.solvers import Method
 
 ALL_PATHS: list[Path] = [LinearPath(), LinearPath(sigma_min=0.1), CosinePath(), VPPath(), VPPath(0.5, 8.0)]
-FIXED = tuple(solvers.FIXED)
-ADAPTIVE = solvers.ADAPTIVE
-METHODS = FIXED + ADAPTIVE
+FIXED: tuple[Method, ...] = tuple(method for method in solvers.METHODS if method in solvers.FIXED)
+ADAPTIVE: tuple[Method, ...] = solvers.ADAPTIVE
+METHODS: tuple[Method, ...] = FIXED + ADAPTIVE
 NAN, INF = math.nan, math.inf
 needs_mnist = pytest.mark.skipif(
     not os.environ.get("FLOWBOOK_DATA"), reason="needs MNIST, and FLOWBOOK_DATA names no folder that has it"
@@ -42,7 +43,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
 
 
-def options(method: str, steps: int = 8, tolerance: float = 1e-6) -> dict[str, Any]:
+def options(method: Method, steps: int = 8, tolerance: float = 1e-6) -> dict[str, Any]:
     """What a method needs to be told."""
     return {"method": method, "steps": steps} if method in FIXED else {
         "method": method, "rtol": tolerance, "atol": tolerance,

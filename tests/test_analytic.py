@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from helpers import ALL_PATHS, MIXTURE, NAN, normal, seeded
 from torch import Tensor
 
 from flowbook.analytic import GaussianMixture, eight_gaussians, two_gaussians
-from flowbook.paths import CosinePath, LinearPath, Path, VPPath
+from flowbook.paths import CosinePath, LinearPath, Path, Quantity, VPPath
 from flowbook.solvers import solve
 
 MIXTURES = {
@@ -78,7 +79,7 @@ def test_velocity_and_density_satisfy_the_continuity_equation(
     t.requires_grad_()
     change, score = torch.autograd.grad(mixture.marginal_log_prob(x, t, path, y).sum(), (t, x))
     v = mixture.velocity(x, t, path, y)
-    divergence = sum(torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(mixture.dim))
+    divergence: Any = sum(torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(mixture.dim))
     terms = torch.stack([change, divergence, (v * score).sum(1)])
     residual = terms.sum(0) / terms.abs().sum(0).clamp_min(1)
     torch.testing.assert_close(residual, torch.zeros_like(residual), rtol=0, atol=1e-8)
@@ -102,7 +103,9 @@ def test_velocity_is_the_mean_conditional_velocity_among_the_pairs_that_meet(pat
 @paths
 @labelled
 @pytest.mark.parametrize("source", ["score", "velocity"])
-def test_denoised_agrees_with_convert(mixture: GaussianMixture, path: Path, with_labels: bool, source: str) -> None:
+def test_denoised_agrees_with_convert(
+    mixture: GaussianMixture, path: Path, with_labels: bool, source: Quantity
+) -> None:
     x, t = states(mixture)
     y = labels(mixture, len(x), with_labels)
     value = getattr(mixture, source)(x, t, path, y)
@@ -213,18 +216,18 @@ X = torch.zeros(3, 2)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: GaussianMixture([0.0, 1.0], 1.0), ValueError, r"means: .*\(K, D\).*\(2,\)"),
+        (lambda: GaussianMixture([0.0, 1.0], 1.0), ValueError, r"means: .*\(K, D\).*\(2,\)"),  # type: ignore[list-item]
         (lambda: GaussianMixture([[0.0]], [1.0, 2.0]), ValueError, r"stds: .*1 means.*\(2,\)"),
         (lambda: GaussianMixture([[0.0]], 0.0), ValueError, "stds: .*positive"),
         (lambda: GaussianMixture([[0.0]], -1.0), ValueError, "stds: .*positive"),
         (lambda: GaussianMixture([[0.0]], 1.0, [0.5, 0.5]), ValueError, r"weights: .*\(2,\)"),
         (lambda: GaussianMixture([[0.0], [1.0]], 1.0, [1.0, 0.0]), ValueError, "weights: .*positive"),
         (lambda: GaussianMixture([[NAN]], 1.0), ValueError, "means: .*finite"),
-        (lambda: GaussianMixture([[0.0]], 1.0, wieghts=[1.0]), TypeError, "wieghts"),
+        (lambda: GaussianMixture([[0.0]], 1.0, wieghts=[1.0]), TypeError, "wieghts"),  # type: ignore[call-arg]
         (lambda: MIXTURE.sample(0), ValueError, "n: .*0"),
-        (lambda: MIXTURE.sample(2.5), TypeError, "n: .*2.5"),
-        (lambda: MIXTURE.sample(2, 0), TypeError, "generator: .*0"),
-        (lambda: MIXTURE.as_velocity("linear"), TypeError, r"path: .*LinearPath\(\); got 'linear'"),
+        (lambda: MIXTURE.sample(2.5), TypeError, "n: .*2.5"),  # type: ignore[arg-type]
+        (lambda: MIXTURE.sample(2, 0), TypeError, "generator: .*0"),  # type: ignore[arg-type]
+        (lambda: MIXTURE.as_velocity("linear"), TypeError, r"path: .*LinearPath\(\); got 'linear'"),  # type: ignore[arg-type]
         (lambda: MIXTURE.log_prob(X.long()), TypeError, "x: .*int64"),
         (lambda: MIXTURE.log_prob(torch.zeros(3, 5)), ValueError, r"x: .*\(B, 2\).*\(3, 5\)"),
         (lambda: MIXTURE.log_prob(torch.zeros(2)), ValueError, r"x: .*\(2,\)"),
@@ -235,6 +238,6 @@ X = torch.zeros(3, 2)
         (lambda: MIXTURE.marginal_log_prob(X, 0.5, LinearPath(), torch.tensor([0])), ValueError, r"y: .*\(3,\)"),
     ],
 )
-def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:
+def test_misuse_names_the_argument(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()

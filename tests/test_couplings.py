@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +44,7 @@ def test_exact_transport_costs_no_more_than_any_of_720_permutations(seed: int, d
 
 @couplings
 @pytest.mark.parametrize("shape", [(1,), (2,), (784,), (1, 4, 4)])
-def test_every_source_and_every_target_is_used_exactly_once(coupling, shape: tuple[int, ...]) -> None:
+def test_every_source_and_every_target_is_used_exactly_once(coupling: Any, shape: tuple[int, ...]) -> None:
     x0, x1, y = pairs(64, *shape)
     coupled0, coupled1, coupled_y = coupling(x0, x1, y)
     assert coupled1 is x1 and coupled_y is y
@@ -51,13 +53,13 @@ def test_every_source_and_every_target_is_used_exactly_once(coupling, shape: tup
 
 @couplings
 @pytest.mark.parametrize("n", [0, 1, 2])
-def test_tiny_batches(coupling, n: int) -> None:
+def test_tiny_batches(coupling: Any, n: int) -> None:
     x0, x1, y = pairs(n, 2)
     assert coupling(x0, x1, y)[0].shape == (n, 2)
 
 
 @couplings
-def test_equal_points_are_still_permuted(coupling) -> None:
+def test_equal_points_are_still_permuted(coupling: Any) -> None:
     x0, y = torch.full((7, 2), 0.1), torch.zeros(7, dtype=torch.long)
     assert torch.equal(coupling(x0, torch.full((7, 2), 0.3), y)[0], x0)
 
@@ -137,19 +139,19 @@ def test_label_aware_transport_gives_each_label_the_source_s_own_noise(method: s
 
 
 @couplings
-def test_gradients_and_memory_layout_pass_through(coupling) -> None:
+def test_gradients_and_memory_layout_pass_through(coupling: Any) -> None:
     x0, x1, y = pairs(8, 3)
     x0.requires_grad_()
     coupled, _, _ = coupling(x0, x1, y)
     coupled.sum().backward()
-    assert torch.equal(x0.grad, torch.ones_like(x0))
+    assert x0.grad is not None and torch.equal(x0.grad, torch.ones_like(x0))
     transposed = x0.detach().T.contiguous().T
     assert torch.equal(coupling(transposed, x1, y)[0], coupled)
 
 
 @couplings
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_the_dtype_is_kept(coupling, dtype: torch.dtype) -> None:
+def test_the_dtype_is_kept(coupling: Any, dtype: torch.dtype) -> None:
     x0, x1, y = pairs(8, 3)
     assert coupling(x0.to(dtype), x1.to(dtype), y)[0].dtype == dtype
 
@@ -159,8 +161,8 @@ def stream(n: int = 5) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 @couplings
-def test_coupling_ahead_gives_what_coupling_now_gives(coupling) -> None:
-    ahead = list(couple_ahead(stream(), coupling))
+def test_coupling_ahead_gives_what_coupling_now_gives(coupling: Any) -> None:
+    ahead: list[Any] = list(couple_ahead(stream(), coupling))
     assert len(ahead) == 5
     for batch, coupled in zip(stream(), ahead, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(coupling(*batch), coupled, strict=True))
@@ -169,12 +171,12 @@ def test_coupling_ahead_gives_what_coupling_now_gives(coupling) -> None:
 def test_coupling_ahead_works_in_another_thread_one_batch_ahead() -> None:
     drawn, threads = [], set()
 
-    def batches():
+    def batches() -> Iterator[Any]:
         for n, batch in enumerate(stream()):
             drawn.append((n, threading.get_ident()))
             yield batch
 
-    def coupling(x0, x1, y):
+    def coupling(x0: Any, x1: Any, y: Any) -> Any:
         threads.add(threading.get_ident())
         return x0, x1, y
 
@@ -185,7 +187,7 @@ def test_coupling_ahead_works_in_another_thread_one_batch_ahead() -> None:
 
 
 def test_an_error_in_the_background_reaches_the_caller_after_the_good_batches() -> None:
-    def coupling(x0, x1, y):
+    def coupling(x0: Any, x1: Any, y: Any) -> Any:
         if float(x0[0, 0]) == float(stream()[2][0][0, 0]):
             raise ArithmeticError("no coupling today")
         return x0, x1, y
@@ -198,7 +200,7 @@ def test_an_error_in_the_background_reaches_the_caller_after_the_good_batches() 
 
 
 def test_an_error_in_the_batches_reaches_the_caller() -> None:
-    def batches():
+    def batches() -> Iterator[Any]:
         yield from stream(2)
         raise OSError("the disk is gone")
 
@@ -221,7 +223,9 @@ X, Y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.long)
         ((X, X, Y[:2]), ValueError, r"y: .*\(4,\).*\(2,\)"),
     ],
 )
-def test_misuse_names_the_argument(coupling, arguments: tuple, error: type[Exception], message: str) -> None:
+def test_misuse_names_the_argument(
+    coupling: Any, arguments: tuple[Any, ...], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         coupling(*arguments)
 
@@ -240,12 +244,12 @@ def test_nan_is_named(method: str, name: str) -> None:
     [
         (lambda: OptimalTransport("emd"), ValueError, "method: .*'exact'.*'emd'"),
         (lambda: OptimalTransport("sinkhorn", reg=0.0), ValueError, "reg: .*0.0"),
-        (lambda: OptimalTransport(label_aware="yes"), TypeError, "label_aware: .*'yes'"),
-        (lambda: OptimalTransport(reg="small"), TypeError, "reg: .*'small'"),
-        (lambda: OptimalTransport(label_awere=True), TypeError, "label_awere"),
+        (lambda: OptimalTransport(label_aware="yes"), TypeError, "label_aware: .*'yes'"),  # type: ignore[arg-type]
+        (lambda: OptimalTransport(reg="small"), TypeError, "reg: .*'small'"),  # type: ignore[arg-type]
+        (lambda: OptimalTransport(label_awere=True), TypeError, "label_awere"),  # type: ignore[call-arg]
         (lambda: OptimalTransport(label_aware=True)(X, X), ValueError, "y: .*label_aware.*None"),
     ],
 )
-def test_misuse_of_transport_names_the_argument(build, error: type[Exception], message: str) -> None:
+def test_misuse_of_transport_names_the_argument(build: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()

@@ -18,6 +18,7 @@ from flowbook.guidance import guided
 from flowbook.models import DiT, UNet
 from flowbook.paths import LinearPath, as_velocity, retimed
 from flowbook.reflow import reflow_loss
+from flowbook.solvers import Method
 from flowbook.training import EMA
 
 META = torch.device("meta")
@@ -53,7 +54,7 @@ FLOWS: dict[str, Callable[[], nn.Module]] = {
     "diffusion of data": lambda: probability_flow(StepModel(Small(), SCHEDULE, "data"), SCHEDULE),
     "integer steps": lambda: probability_flow(StepModel(Small(), SCHEDULE), SCHEDULE, integer_steps=True),
     **{
-        f"{prediction} on {path!r}": lambda path=path, prediction=prediction: as_velocity(Small(), path, prediction)
+        f"{prediction} on {path!r}": lambda path=path, prediction=prediction: as_velocity(Small(), path, prediction)  # type: ignore[misc]
         for path in ALL_PATHS
         for prediction in ("noise", "data", "score", "v")
     },
@@ -69,7 +70,7 @@ def without_the_look_at_the_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_the_look_at_the_entry")
 @pytest.mark.parametrize("method", FIXED)
 @pytest.mark.parametrize("name", FLOWS)
-def test_no_step_of_a_solve_reads_a_value(name: str, method: str) -> None:
+def test_no_step_of_a_solve_reads_a_value(name: str, method: Method) -> None:
     solution = solvers.sample(FLOWS[name](), images(), y=LABELS, method=method, steps=3, save_at=[0.0, 0.3, 1.0])
     assert solution.x.device == META and solution.trajectory is not None and len(solution.trajectory) == 3
 

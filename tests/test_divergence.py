@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowbook import divergence as module
-from flowbook.divergence import divergence, hutchinson, rademacher
+from flowbook.divergence import Mode, Trace, divergence, hutchinson, rademacher
 from flowbook.models import MLP, UNet
 from flowbook.paths import LinearPath
 
@@ -44,7 +44,7 @@ def inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return normal(*shape), torch.linspace(0.1, 0.9, batch, dtype=torch.float64), torch.arange(batch) % 3
 
 
-def jacobians(velocity, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+def jacobians(velocity: Any, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
     """The Jacobian of each sample by itself, (B, D, D)."""
     return torch.stack([
         torch.autograd.functional.jacobian(lambda point, n=n: velocity(point, t[n : n + 1], y[n : n + 1]), x[n : n + 1])
@@ -58,7 +58,7 @@ modes = pytest.mark.parametrize("mode", module.MODES)
 
 @modes
 @cases
-def test_exact_is_the_trace_of_the_jacobian(velocity, shape: tuple[int, ...], mode: str) -> None:
+def test_exact_is_the_trace_of_the_jacobian(velocity: Any, shape: tuple[int, ...], mode: Mode) -> None:
     x, t, y = inputs(shape)
     v, div = divergence(velocity, x, t, y=y, mode=mode)
     trace = jacobians(velocity, x, t, y).diagonal(dim1=1, dim2=2).sum(1)
@@ -85,7 +85,7 @@ def test_exact_takes_the_diagonal_and_not_the_first_column() -> None:
 @cases
 @pytest.mark.parametrize("elements", [1, 200])
 def test_chunks_change_nothing(
-    velocity, shape: tuple[int, ...], elements: int, mode: str, monkeypatch: pytest.MonkeyPatch
+    velocity: Any, shape: tuple[int, ...], elements: int, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, t, y = inputs(shape)
     whole = divergence(velocity, x, t, y=y, mode=mode)[1]
@@ -94,7 +94,9 @@ def test_chunks_change_nothing(
 
 
 @cases
-def test_loop_and_batched_products_agree(velocity, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_and_batched_products_agree(
+    velocity: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, t, y = inputs(shape)
     values = []
     for limit in (0, 10_000):
@@ -113,10 +115,11 @@ WEIGHT = torch.ones(1, dtype=torch.float64, requires_grad=True)
 @pytest.mark.parametrize("create_graph", [False, True])
 @modes
 def test_a_velocity_that_does_not_depend_on_x_has_none(
-    velocity, shape: tuple[int, ...], create_graph: bool, mode: str
+    velocity: Any, shape: tuple[int, ...], create_graph: bool, mode: Mode
 ) -> None:
     x = normal(*shape)
-    for extra in ({}, {"method": "hutchinson", "noise": rademacher(3, like=x)}):
+    ways: list[dict[str, Any]] = [{}, {"method": "hutchinson", "noise": rademacher(3, like=x)}]
+    for extra in ways:
         _, div = divergence(velocity, x, 0.5, create_graph=create_graph, mode=mode, **extra)
         assert torch.equal(div, torch.zeros(4, dtype=torch.float64))
 
@@ -155,7 +158,7 @@ def test_over_all_signs_hutchinson_has_the_exact_mean_and_the_variance_of_the_fo
 
 
 @pytest.mark.parametrize(("velocity", "shape"), [(small_mlp(12), (2, 12)), (small_unet(), (2, 2, 4, 4))])
-def test_drawn_probes_scatter_by_the_formula_s_standard_error(velocity, shape: tuple[int, ...]) -> None:
+def test_drawn_probes_scatter_by_the_formula_s_standard_error(velocity: Any, shape: tuple[int, ...]) -> None:
     x, t, y = inputs(shape)
     probes = 1024
     noise = rademacher(probes, like=x, generator=seeded())
@@ -198,7 +201,7 @@ def test_rademacher_draws_fair_signs(dtype: torch.dtype) -> None:
 @modes
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
 @pytest.mark.parametrize("dim", [2, 10])
-def test_create_graph_gives_the_gradients_of_the_divergence(method: str, dim: int, mode: str) -> None:
+def test_create_graph_gives_the_gradients_of_the_divergence(method: Trace, dim: int, mode: Mode) -> None:
     matrix, x = 0.5 * normal(dim, dim, seed=1), normal(3, dim)
     noise = rademacher(2, like=x, generator=seeded()) if method == "hutchinson" else None
     matrix.requires_grad_()
@@ -214,10 +217,10 @@ def test_create_graph_gives_the_gradients_of_the_divergence(method: str, dim: in
 
 @modes
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
-def test_create_graph_reaches_the_weights_of_a_unet_with_attention(method: str, mode: str) -> None:
+def test_create_graph_reaches_the_weights_of_a_unet_with_attention(method: Trace, mode: Mode) -> None:
     network, (x, t, y) = small_unet(), inputs((2, 2, 4, 4))
     noise = rademacher(1, like=x, generator=seeded()) if method == "hutchinson" else None
-    weight = network.outputs[-1].weight
+    weight: Any = network.outputs[-1].weight
     direction = normal(*weight.shape, seed=5)
 
     def total() -> Tensor:
@@ -234,7 +237,7 @@ def test_create_graph_reaches_the_weights_of_a_unet_with_attention(method: str, 
 
 @modes
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
-def test_detached_unless_asked_and_at_home_under_no_grad(method: str, mode: str) -> None:
+def test_detached_unless_asked_and_at_home_under_no_grad(method: Trace, mode: Mode) -> None:
     velocity, (x, t, y) = small_mlp(6), inputs((3, 6))
     noise = rademacher(1, like=x, generator=seeded()) if method == "hutchinson" else None
     x.requires_grad_()
@@ -254,7 +257,7 @@ def test_empty_and_tiny_batches(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("t", [0, 1, 1 + 1e-7, torch.tensor(0.5)])
-def test_non_contiguous_states_and_every_form_of_time(t) -> None:
+def test_non_contiguous_states_and_every_form_of_time(t: Any) -> None:
     x = normal(9, 3).T
     velocity = small_mlp(9)
     torch.testing.assert_close(divergence(velocity, x, t)[1], divergence(velocity, x.contiguous(), t)[1])
@@ -279,7 +282,7 @@ def without_grad(x: Tensor, t: Tensor) -> Tensor:
 @modes
 @pytest.mark.parametrize("dim", [2, 10])
 @pytest.mark.parametrize("cut_off", [Frozen, lambda dim: without_grad, lambda dim: lambda x, t: 2 * x.detach()])
-def test_a_velocity_cut_off_from_x_is_refused_and_not_taken_for_a_constant(dim: int, cut_off, mode: str) -> None:
+def test_a_velocity_cut_off_from_x_is_refused_and_not_taken_for_a_constant(dim: int, cut_off: Any, mode: Mode) -> None:
     x, velocity = normal(3, dim), cut_off(dim)
     if mode == "forward" and velocity is without_grad:  # forward derivatives do not pass through the graph at all
         torch.testing.assert_close(divergence(velocity, x, 0.5, mode=mode)[1], torch.cos(x).sum(1))
@@ -292,6 +295,7 @@ def test_a_velocity_cut_off_from_x_is_refused_and_not_taken_for_a_constant(dim: 
 
 def test_inference_mode_is_refused_and_no_grad_is_not() -> None:
     x = normal(3, 2)
+    call: Any
     with torch.inference_mode():
         for call in (
             lambda: divergence(lambda x, t: 2 * x, x, 0.5),
@@ -311,7 +315,7 @@ def test_inference_mode_is_refused_and_no_grad_is_not() -> None:
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
 @pytest.mark.parametrize(("make", "shape"), [(small_unet, (2, 2, 4, 4)), (lambda: small_mlp(9), (3, 9))])
 def test_forward_mode_equals_reverse_mode_and_so_do_the_gradients(
-    make, shape: tuple[int, ...], method: str, create_graph: bool, dtype: torch.dtype, rtol: float
+    make: Any, shape: tuple[int, ...], method: Trace, create_graph: bool, dtype: torch.dtype, rtol: float
 ) -> None:
     network = make().to(dtype)
     x, t, y = inputs(shape)
@@ -351,7 +355,7 @@ def test_the_trap_of_the_fused_attention_kernel_which_has_no_such_derivatives() 
 
 
 @modes
-def test_a_rotation_has_a_jacobian_though_its_trace_is_zero(mode: str) -> None:
+def test_a_rotation_has_a_jacobian_though_its_trace_is_zero(mode: Mode) -> None:
     """Zero is no sign that a velocity does not depend on x: the check for that looks at the products."""
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
     assert divergence(lambda x, t: x @ turn.T, normal(4, 2), 0.5, mode=mode)[1].tolist() == [0.0] * 4
@@ -359,7 +363,7 @@ def test_a_rotation_has_a_jacobian_though_its_trace_is_zero(mode: str) -> None:
 
 @modes
 @pytest.mark.parametrize("probes", [None, 256])
-def test_the_squared_norm_is_frobenius_s(mode: str, probes: int | None) -> None:
+def test_the_squared_norm_is_frobenius_s(mode: Mode, probes: int | None) -> None:
     velocity, (x, t, y) = small_mlp(9), inputs((3, 9))
     norms = jacobians(velocity, x, t, y).square().sum((1, 2))
     noise = None if probes is None else rademacher(probes, like=x, generator=seeded())
@@ -383,7 +387,7 @@ def test_the_squared_norm_is_frobenius_s(mode: str, probes: int | None) -> None:
     ],
 )
 def test_torch_compile_takes_it_whole(
-    make, shape: tuple[int, ...], method: str, create_graph: bool, backend: str, mode: str
+    make: Any, shape: tuple[int, ...], method: Trace, create_graph: bool, backend: str, mode: Mode
 ) -> None:
     if mode == "forward" and torch.__version__.startswith("2.6."):
         pytest.skip("torch.compile of torch 2.6 cannot take forward derivatives under vmap")
@@ -415,7 +419,7 @@ class Sizes(TorchDispatchMode):
     """The number of elements of the largest tensor that any operation makes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -428,7 +432,7 @@ class Sizes(TorchDispatchMode):
 
 @modes
 def test_the_memory_of_the_exact_trace_is_bounded_by_the_chunk_at_3072_dimensions(
-    mode: str, monkeypatch: pytest.MonkeyPatch
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channels, dim = 4, 3 * 32 * 32
     first, last = (torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, channels), (channels, 3)))
@@ -455,8 +459,8 @@ X = torch.zeros(3, 2)
         (lambda: divergence(lambda x, t: x, X, 2.0), ValueError, "t: .*2"),
         (lambda: divergence(lambda x, t: x, X, NAN), ValueError, "t: .*nan"),
         (lambda: divergence(lambda x, t: x, X, torch.zeros(2)), ValueError, r"t: .*\(3,\).*\(2,\)"),
-        (lambda: divergence(lambda x, t: x, X, 0.5, mode="back"), ValueError, "mode: .*'reverse'.*'back'"),
-        (lambda: divergence(lambda x, t: x, X, 0.5, method="trace"), ValueError, "method: .*'exact'.*'trace'"),
+        (lambda: divergence(lambda x, t: x, X, 0.5, mode="back"), ValueError, "mode: .*'reverse'.*'back'"),  # type: ignore[arg-type]
+        (lambda: divergence(lambda x, t: x, X, 0.5, method="trace"), ValueError, "method: .*'exact'.*'trace'"),  # type: ignore[arg-type]
         (
             lambda: divergence(lambda x, t: x, X, 0.5, noise=X[None]),
             ValueError,
@@ -468,16 +472,16 @@ X = torch.zeros(3, 2)
         (lambda: hutchinson(lambda x, t: x, X, 0.5, noise=X[None].int()), TypeError, "noise: .*int32"),
         (lambda: hutchinson(lambda x, t: x, X.int(), 0.5, noise=X[None]), TypeError, "x: .*int32"),
         (lambda: divergence(lambda x, t: x[:, :1], X, 0.5), ValueError, r"velocity\(x, t, y\): .*\(3, 2\).*\(3, 1\)"),
-        (lambda: divergence(lambda x, t: None, X, 0.5), TypeError, r"velocity\(x, t, y\): .*NoneType"),
+        (lambda: divergence(lambda x, t: None, X, 0.5), TypeError, r"velocity\(x, t, y\): .*NoneType"),  # type: ignore[arg-type]
         (lambda: divergence(lambda x, t, y: x, X, 0.5, y=torch.zeros(3)), TypeError, "y: .*float32"),
-        (lambda: divergence(lambda x, t: x, X, 0.5, probes=3), TypeError, "probes"),
+        (lambda: divergence(lambda x, t: x, X, 0.5, probes=3), TypeError, "probes"),  # type: ignore[call-arg]
         (lambda: rademacher(0, like=X), ValueError, "probes: .*0"),
         (lambda: rademacher(1, like=X.long()), TypeError, "like: .*int64"),
-        (lambda: rademacher(1, like=X, generator=0), TypeError, "generator: .*0"),
+        (lambda: rademacher(1, like=X, generator=0), TypeError, "generator: .*0"),  # type: ignore[arg-type]
         (lambda: divergence(lambda x, t: x.double(), X, 0.5), TypeError, r"velocity\(x, t, y\): .*float32.*float64"),
     ],
 )
-def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:
+def test_misuse_names_the_argument(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_the_loss_is_the_mean_squared_gap_to_the_derivative_of_the_path(path: Pa
 
 
 @couplings
-def test_input_and_target_see_the_same_noise(coupling) -> None:
+def test_input_and_target_see_the_same_noise(coupling: Any) -> None:
     # On the straight path xt + (1 - t) v = x1. An oracle that solves it for v has loss 0 only if the noise in xt is the
     # noise of the target: with one of them permuted it would be about 2.
     x1, y = normal(64, 2), torch.arange(64) % 3
@@ -99,6 +100,8 @@ def test_the_marginal_velocity_has_the_least_loss(path: Path) -> None:
 
 class Watching(nn.Module):
     """A model that keeps what it was given."""
+
+    y: Any
 
     def __init__(self, null_label: int | None = 10):
         super().__init__()
@@ -241,30 +244,30 @@ def field(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         (lambda: flow_matching_loss(field, X, label_dropout=0.1), ValueError, "y: expected labels for label_dropout"),
         (lambda: flow_matching_loss(field, X, y=Y, label_dropout=0.1), ValueError, "null_label: "),
         (lambda: flow_matching_loss(field, X, y=Y, label_dropout=1.5), ValueError, "label_dropout: .*1.5"),
-        (lambda: flow_matching_loss(field, X, y=Y, label_dropout="1"), TypeError, "label_dropout"),
+        (lambda: flow_matching_loss(field, X, y=Y, label_dropout="1"), TypeError, "label_dropout"),  # type: ignore[arg-type]
         (
             lambda: flow_matching_loss(lambda x, t: x[:, :1], X),
             ValueError,
             r"velocity\(xt, t, y\): .*\(4, 2\).*\(4, 1\)",
         ),
-        (lambda: flow_matching_loss(lambda x, t: 0, X), TypeError, r"velocity\(xt, t, y\): .*int"),
-        (lambda: flow_matching_loss(field, X, label_droput=0.1), TypeError, "label_droput"),
+        (lambda: flow_matching_loss(lambda x, t: 0, X), TypeError, r"velocity\(xt, t, y\): .*int"),  # type: ignore[arg-type]
+        (lambda: flow_matching_loss(field, X, label_droput=0.1), TypeError, "label_droput"),  # type: ignore[call-arg]
         (lambda: flow_matching_loss(MLP(2, num_classes=3), X, y=Y + 4), ValueError, "y: .*0 to 3.*4"),
         (lambda: flow_matching_loss(MLP(2), X, y=Y), ValueError, "y: .*num_classes"),
-        (lambda: FlowMatching(paht=LinearPath()), TypeError, "paht"),
-        (lambda: FlowMatching(path="linear"), TypeError, r"path: .*LinearPath\(\); got 'linear'"),
-        (lambda: FlowMatching(path=LinearPath), TypeError, "path: .*got the class LinearPath itself"),
-        (lambda: FlowMatching(coupling="ot"), TypeError, r"coupling: .*OptimalTransport\(\); got 'ot'"),
+        (lambda: FlowMatching(paht=LinearPath()), TypeError, "paht"),  # type: ignore[call-arg]
+        (lambda: FlowMatching(path="linear"), TypeError, r"path: .*LinearPath\(\); got 'linear'"),  # type: ignore[arg-type]
+        (lambda: FlowMatching(path=LinearPath), TypeError, "path: .*got the class LinearPath itself"),  # type: ignore[arg-type]
+        (lambda: FlowMatching(coupling="ot"), TypeError, r"coupling: .*OptimalTransport\(\); got 'ot'"),  # type: ignore[arg-type]
         (lambda: FlowMatching(label_dropout=10), ValueError, "label_dropout: .*10"),
-        (lambda: flow_matching_loss(field, X, coupling="ot"), TypeError, "coupling: .*got 'ot'"),
-        (lambda: flow_matching_loss(field, X, path="linear"), TypeError, "path: .*got 'linear'"),
-        (lambda: guided(field, "strong", 10), TypeError, "scale: .*'strong'"),
+        (lambda: flow_matching_loss(field, X, coupling="ot"), TypeError, "coupling: .*got 'ot'"),  # type: ignore[arg-type]
+        (lambda: flow_matching_loss(field, X, path="linear"), TypeError, "path: .*got 'linear'"),  # type: ignore[arg-type]
+        (lambda: guided(field, "strong", 10), TypeError, "scale: .*'strong'"),  # type: ignore[arg-type]
         (lambda: guided(field, NAN, 10), ValueError, "scale"),
         (lambda: guided(field, 2.0), ValueError, "null_label: expected the null label"),
-        (lambda: guided(field, 2.0, 10.0), TypeError, "null_label: .*10.0"),
+        (lambda: guided(field, 2.0, 10.0), TypeError, "null_label: .*10.0"),  # type: ignore[arg-type]
         (lambda: guided(field, 2.0, 10)(X, 0.5), ValueError, "y: expected the labels to guide toward"),
     ],
 )
-def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:
+def test_misuse_names_the_argument(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()

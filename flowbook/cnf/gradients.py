@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from flowbook._core import validate
-from flowbook.solvers import Solver, cannot_go_on
+from flowbook.solvers import Solver
+from flowbook.solvers.adaptive import cannot_go_on
 from flowbook.velocity import Velocity, evaluating
 
 

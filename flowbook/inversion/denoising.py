@@ -21,7 +21,8 @@ from flowbook._core import validate
 from flowbook._core.times import per_sample
 from flowbook.divergence import divergence, rademacher
 from flowbook.paths import Path, path_of
-from flowbook.solvers import Solver, SolverOptions, as_solver, refuse, solve
+from flowbook.solvers import Solver, SolverOptions, as_solver, solve
+from flowbook.solvers.solution import refuse
 from flowbook.velocity import Velocity, call, evaluating, model_calls
 
 Estimate = Literal["mean", "ode"]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flowbook._core import validate
 from flowbook.guidance import Guided, guided
-from flowbook.solvers import SolverOptions, as_solver, refuse, solve
+from flowbook.solvers import SolverOptions, as_solver, solve
+from flowbook.solvers.solution import refuse
 from flowbook.velocity import Velocity, unwrapped
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flowbook._core import validate
 from flowbook.inversion.latents import invert
-from flowbook.solvers import SolverOptions, as_solver, refuse, sample
+from flowbook.solvers import SolverOptions, as_solver, sample
+from flowbook.solvers.solution import refuse
 from flowbook.velocity import Velocity
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
-from flowbook.solvers import FIXED, Method, Solution, SolveOptions, SolverOptions, as_solver, refuse, sample, solve
+from flowbook.solvers import FIXED, Method, Solution, SolveOptions, SolverOptions, as_solver, sample, solve
+from flowbook.solvers.solution import refuse
 from flowbook.velocity import Velocity
 
 

@@ -4,9 +4,8 @@ Fixed-step methods are a static loop, which ``torch.compile`` compiles as one gr
 torchdiffeq's, with every evaluation kept inside [t0, t1].
 """
 
-from flowbook.solvers.adaptive import cannot_go_on
 from flowbook.solvers.fixed import FIXED, solve_fixed
-from flowbook.solvers.solution import Solution, SolveOptions, refuse, sample, solve
+from flowbook.solvers.solution import Solution, SolveOptions, sample, solve
 from flowbook.solvers.solver import ADAPTIVE, METHODS, Method, Solver, SolverOptions, as_solver
 
 __all__ = [
@@ -19,8 +18,6 @@ __all__ = [
     "Solver",
     "SolverOptions",
     "as_solver",
-    "cannot_go_on",
-    "refuse",
     "sample",
     "solve",
     "solve_fixed",

@@ -24,12 +24,26 @@ Slopes = tuple[Tensor, ...]
 
 
 class Step(NamedTuple):
-    """The start, middle and end time of a step, 0-d tensors on the device, and its length."""
+    """The first, middle and last time of a step, 0-d tensors on the device, and its two ends as numbers."""
 
     start: Tensor
     middle: Tensor
     end: Tensor
-    h: float
+    t0: float
+    t1: float
+
+    @property
+    def h(self) -> float:
+        """The length of the step, negative backward."""
+        return self.t1 - self.t0
+
+    def fraction(self, t: float) -> float:
+        """Where a time lies: 0 at the step's start, 1 at its end."""
+        return (t - self.t0) / self.h
+
+    def reaches(self, t: float) -> bool:
+        """Whether a time lies within the step, or before it."""
+        return (t - self.t1) * self.h <= 0
 
 
 def _euler(f: Field, x: Tensor, step: Step) -> Slopes:
@@ -87,19 +101,28 @@ FIXED = {
 }
 
 
-def solve_fixed(f: Field, x: Tensor, method: FixedStep, grid: list[float], save_at: list[float]) -> list[Tensor]:
+def solve_fixed(
+    f: Field,
+    x: Tensor,
+    method: FixedStep,
+    grid: list[float],
+    save_at: list[float],
+) -> list[Tensor]:
     """Step along the grid; the states at ``save_at``, whose first and last times are the ends of the grid."""
     states, due = [x], 1
-    earlier: list[tuple[float, Tensor]] = []  # when earlier steps began, and their slopes there, newest first
-    for step, start, end in patiently(list(zip(_steps(grid, x), grid[:-1], grid[1:], strict=True))):
-        scheme = FIXED["midpoint"] if method.memory and not earlier else method
+    earlier: list[tuple[float, Tensor]] = []  # earlier steps, newest first
+    for step in patiently(_steps(grid, x)):
+        first = method.memory > 0 and not earlier
+        scheme = FIXED["midpoint"] if first else method
         k = scheme.slopes(f, x, step)
-        slopes, begun = (*k, *(slope for _, slope in earlier)), [(t - start) / step.h for t, _ in earlier]
-        while due < len(save_at) - 1 and (save_at[due] - end) * step.h <= 0:
-            states.append(_advance(x, slopes, scheme.weights((save_at[due] - start) / step.h, *begun), step.h))
+        slopes = (*k, *(slope for _, slope in earlier))
+        begun = [step.fraction(t) for t, _ in earlier]
+        while due < len(save_at) - 1 and step.reaches(save_at[due]):
+            weights = scheme.weights(step.fraction(save_at[due]), *begun)
+            states.append(_advance(x, slopes, weights, step.h))
             due += 1
         x = _advance(x, slopes, scheme.weights(1.0, *begun), step.h)
-        earlier = [(start, k[0]), *earlier][: method.memory]
+        earlier = [(step.t0, k[0]), *earlier][: method.memory]
     return [*states, x]
 
 
@@ -108,7 +131,7 @@ def _steps(grid: list[float], x: Tensor) -> list[Step]:
     halves = [t for a, b in itertools.pairwise(grid) for t in (a, 0.5 * (a + b))] + grid[-1:]
     times = torch.tensor(halves, dtype=working_dtype(x.dtype), device=x.device).unbind()
     return [
-        Step(times[2 * n], times[2 * n + 1], times[2 * n + 2], b - a)
+        Step(times[2 * n], times[2 * n + 1], times[2 * n + 2], a, b)
         for n, (a, b) in enumerate(itertools.pairwise(grid))
     ]
 

@@ -59,9 +59,9 @@ def train_step(
         >>> train_step(model, torch.randn(8, 2), FlowMatching(), torch.optim.Adam(model.parameters())).shape
         torch.Size([])
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for parameter in parameters:
-        parameter.grad = None  # zero_grad() would also call the profiler, which costs 3% of a small step
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    for parameter in parameters:  # zero_grad() would call the profiler too
+        parameter.grad = None
     total: Any = 0.0
     for part, micro_batch in enumerate(micro_batches(batch, accumulate)):
         with context.passes(part):

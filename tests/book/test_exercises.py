@@ -1,5 +1,7 @@
 """Every solution in the book is run, and ends in a line of praise from its check."""
 
+# mypy: untyped-calls-exclude="torch,nbformat"
+
 from __future__ import annotations
 
 import contextlib
@@ -12,6 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 import torch
+from torch import Tensor
 
 from flowbook import inversion
 from flowbook.book import checks
@@ -66,28 +69,28 @@ def test_the_solution_passes_its_check(number: str, code: str) -> None:
         )
 
 
-def straightness_from_the_start(velocity, x0, steps):  # type: ignore[no-untyped-def]
+def straightness_from_the_start(velocity: Any, x0: Tensor, steps: int) -> Any:
     still = [velocity(x0, n / steps) for n in range(steps)]
     way = sum(still) / steps
     return float(sum((way - v).square().sum(1).mean() for v in still) / steps)
 
 
-def unit(a):  # type: ignore[no-untyped-def]
+def unit(a: Tensor) -> Any:
     return torch.nn.functional.normalize(a, dim=1)
 
 
-def wrong_target(x0, x1, t, sigma_min):  # type: ignore[no-untyped-def]
+def wrong_target(x0: Tensor, x1: Tensor, t: Any, sigma_min: float) -> Any:
     xt = t[:, None] * x1 + (1 - (1 - sigma_min) * t[:, None]) * x0
     return xt, -(x1 - (1 - sigma_min) * x0)
 
 
-def euler(velocity, x, steps):  # type: ignore[no-untyped-def]
+def euler(velocity: Any, x: Tensor, steps: int) -> Any:
     for n in range(steps):
         x = x + velocity(x, torch.tensor(n / steps)) / steps
     return x
 
 
-def backward_heun(velocity, x, steps):  # type: ignore[no-untyped-def]
+def backward_heun(velocity: Any, x: Tensor, steps: int) -> Any:
     for n in range(steps):
         t = 1 - n / steps
         first = velocity(x, torch.tensor(t))
@@ -95,7 +98,7 @@ def backward_heun(velocity, x, steps):  # type: ignore[no-untyped-def]
     return x
 
 
-def inverse_pairing(x0, x1, y):  # type: ignore[no-untyped-def]
+def inverse_pairing(x0: Tensor, x1: Tensor, y: Any) -> Any:
     from scipy.optimize import linear_sum_assignment
 
     paired = x0.clone()
@@ -111,15 +114,15 @@ MOMENTS = 1 / (POWERS + 1.0).double()
 BETAS = torch.linspace(1e-4, 0.02, 50)
 
 
-def posterior_with_index_minus_one(x, x1, i, betas):  # type: ignore[no-untyped-def]
+def posterior_with_index_minus_one(x: Tensor, x1: Tensor, i: Any, betas: Tensor) -> Any:
     abar = (1 - betas).cumprod(0)
     of_data = abar[i - 1].sqrt() * betas[i] / (1 - abar[i])
     of_state = (1 - betas[i]).sqrt() * (1 - abar[i - 1]) / (1 - abar[i])
     return of_data * x1 + of_state * x, (1 - abar[i - 1]) / (1 - abar[i]) * betas[i]
 
 
-def ddim_that_ends_in(last):  # type: ignore[no-untyped-def]
-    def walk(model, x, abar, visited):  # type: ignore[no-untyped-def]
+def ddim_that_ends_in(last: int) -> Any:
+    def walk(model: Any, x: Tensor, abar: Tensor, visited: Any) -> Any:
         for i, after in zip(visited, [*visited[1:], last], strict=True):
             noise = model(x, i)
             data = (x - (1 - abar[i]).sqrt() * noise) / abar[i].sqrt()
@@ -129,17 +132,26 @@ def ddim_that_ends_in(last):  # type: ignore[no-untyped-def]
     return walk
 
 
-def jacobians(velocity, x, t):  # type: ignore[no-untyped-def]
+def jacobians(velocity: Any, x: Tensor, t: Any) -> Any:
     return torch.stack([torch.autograd.functional.jacobian(lambda z: velocity(z[None], t)[0], point) for point in x])
 
 
-def gradient_of_the_sum(velocity, x, t):  # type: ignore[no-untyped-def]
+def gradient_of_the_sum(velocity: Any, x: Tensor, t: Any) -> Any:
     x = x.requires_grad_()
     return torch.autograd.grad(velocity(x, t).sum(), x)[0].sum(1)
 
 
-def midpoint_density(velocity, x, steps, sign=1, step=1.0, back=True, prior_at_data=False):  # type: ignore[no-untyped-def]
-    h, start, total = 1 / steps, x, 0.0
+def midpoint_density(
+    velocity: Any,
+    x: Tensor,
+    steps: int,
+    sign: float = 1,
+    step: float = 1.0,
+    back: bool = True,
+    prior_at_data: bool = False,
+) -> Any:
+    total: Any = 0.0
+    h, start = 1 / steps, x
     for n in range(steps):
         t = torch.tensor(1 - n * h if back else n * h)
         way = -h if back else h
@@ -150,7 +162,7 @@ def midpoint_density(velocity, x, steps, sign=1, step=1.0, back=True, prior_at_d
     return -0.5 * (at.square().sum(1) + 3 * math.log(2 * math.pi)) - sign * total
 
 
-def probe_products(velocity, x, t, noise):  # type: ignore[no-untyped-def]
+def probe_products(velocity: Any, x: Tensor, t: Any, noise: Tensor) -> Any:
     return torch.einsum("pbi,bij->pbj", noise, jacobians(velocity, x, t))
 
 
@@ -162,26 +174,26 @@ def off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
     return matrix - torch.diag(matrix.diagonal())
 
 
-def midpoint_from(start, end, sign=1.0):  # type: ignore[no-untyped-def]
+def midpoint_from(start: float, end: float, sign: float = 1.0) -> Any:
     return lambda v, x, n: solve(lambda x, t: sign * v(x, t), x, start, end, method="midpoint", steps=n).x
 
 
-def unshrunk(velocity, x, s):  # type: ignore[no-untyped-def]
+def unshrunk(velocity: Any, x: Tensor, s: Any) -> Any:
     t = 1 / (1 + s)
     return x + (1 - t[:, None]) * velocity(x, t)
 
 
-def at_one_minus_s(velocity, x, s):  # type: ignore[no-untyped-def]
+def at_one_minus_s(velocity: Any, x: Tensor, s: Any) -> Any:
     state = (1 - s)[:, None] * x
     return state + s[:, None] * velocity(state, 1 - s)
 
 
-def noise_behind(velocity, x, s):  # type: ignore[no-untyped-def]
+def noise_behind(velocity: Any, x: Tensor, s: Any) -> Any:
     t = 1 / (1 + s)
     return t[:, None] * (x - velocity(t[:, None] * x, t))
 
 
-def arc_without_length(a, b, w):  # type: ignore[no-untyped-def]
+def arc_without_length(a: Tensor, b: Tensor, w: Any) -> Any:
     a, b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
     angle = torch.acos((a * b).sum(1, keepdim=True))
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
@@ -314,6 +326,6 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("attempt", "diagnosis"), MISTAKES, ids=[diagnosis for _, diagnosis in MISTAKES])
-def test_the_check_says_what_is_wrong(attempt, diagnosis: str) -> None:  # type: ignore[no-untyped-def]
+def test_the_check_says_what_is_wrong(attempt: Any, diagnosis: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(diagnosis)):
         attempt()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageSequence
 
 from flowbook.book import plotting
+from flowbook.couplings import OptimalTransport
+from flowbook.flow_matching import flow_matching_loss
+from flowbook.solvers import solve, solve_fixed
+from flowbook.training import train_step
 
 
 def test_an_animation_has_its_frames_in_order_and_holds_the_last() -> None:
@@ -27,3 +33,20 @@ def test_an_animation_without_frames_is_refused() -> None:
     figure, _ = plotting.panels(1)
     with pytest.raises(ValueError, match="frames: expected"):
         plotting.animation(figure, lambda n: None, frames=0)
+
+
+SCREEN = 50
+
+
+@pytest.mark.parametrize(
+    "shown", [train_step, solve_fixed, OptimalTransport, solve, flow_matching_loss], ids=lambda f: f.__name__
+)
+def test_what_the_chapters_show_of_the_package_fits_a_screen(shown: Any) -> None:
+    assert len(plotting.source_lines(shown).splitlines()) <= SCREEN
+
+
+def test_the_chapters_show_the_step_the_solver_s_loop_and_the_coupling() -> None:
+    book = Path(__file__).resolve().parents[2] / "book"
+    text = "".join(path.read_text(encoding="utf-8") for path in book.glob("*.ipynb"))
+    for name in ("train_step", "solve_fixed", "OptimalTransport"):
+        assert f"plotting.source({name})" in text

@@ -59,7 +59,7 @@ DENOISER: dict[str, Any] = {
 
 
 def test_a_run_that_learned_diffusion_is_a_velocity_and_draws_by_every_method(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, run = tmp_path / "tiny.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(DENOISER))
@@ -89,14 +89,16 @@ def test_a_recipe_dequantises_its_data(tmp_path: Path) -> None:
     assert steps_of(tmp_path / "run") == [2, 4]
 
 
-def test_what_only_a_diffusion_model_can_do_is_refused_to_others(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_what_only_a_diffusion_model_can_do_is_refused_to_others(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     out = ["--out", str(tmp_path / "grid.png")]
     assert cli.main(["sample", "mnist", "--solver", "ddim:steps=5", *out]) == 2
     assert "--solver ddim: expected the checkpoint of a diffusion model" in capsys.readouterr().err
 
 
 def test_a_recipe_trains_and_its_checkpoint_draws_a_grid(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, picture = tmp_path / "run", tmp_path / "pictures" / "grid.png"
     assert cli.main(["train", str(recipe), "--out", str(run)]) == 0
@@ -135,7 +137,7 @@ def test_the_seed_decides_the_grid(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_training_goes_on_where_it_was_and_fresh_refuses(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["train", str(recipe), "train.schedule=constant", "--out", str(tmp_path / "run")]
     assert cli.main([*arguments, "train.steps=2"]) == 0
@@ -190,7 +192,7 @@ def test_the_package_s_own_recipes_are_valid(name: str) -> None:
     recipes.build_loss(recipe)
 
 
-def test_recipes_are_listed(capsys: pytest.CaptureFixture) -> None:
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes"]) == 0
     listed = capsys.readouterr().out.split()
     assert listed == recipes.names() and "mnist" in listed
@@ -238,7 +240,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("overrides", "message"), WRONG, ids=[" ".join(o) for o, _ in WRONG])
 def test_a_wrong_field_ends_with_one_line_and_nothing_written(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture, overrides: list[str], message: str
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
     assert cli.main(["train", str(recipe), *overrides, "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
@@ -258,7 +260,9 @@ def test_a_wrong_field_ends_with_one_line_and_nothing_written(
         (yaml.safe_dump({**PLANE, "preview": {"guidance": 2.0}}), "preview: expected a model of images; got MLP"),
     ],
 )  # fmt: skip
-def test_a_malformed_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture, text: str, message: str) -> None:
+def test_a_malformed_recipe_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     assert cli.main(["train", str(path), "--out", str(tmp_path / "run")]) == 2
@@ -290,7 +294,7 @@ def run_folder(tmp_path: Path) -> Path:
     ],
 )
 def test_wrong_options_of_sample_end_with_one_line(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], message: str
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert cli.main(["sample", str(run_folder), *options, "--out", str(tmp_path / "grid.png")]) == 2
     with pytest.raises(ValueError, match="flowbook sample: " + message):
@@ -300,7 +304,7 @@ def test_wrong_options_of_sample_end_with_one_line(
 
 @pytest.mark.parametrize("name", ["grid.pngg", "grid.txt"])
 def test_sample_refuses_a_file_that_is_no_picture_before_it_draws(
-    tmp_path: Path, capsys: pytest.CaptureFixture, name: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert cli.main(["sample", "nowhere", "--out", str(tmp_path / name)]) == 2
     assert (
@@ -309,7 +313,9 @@ def test_sample_refuses_a_file_that_is_no_picture_before_it_draws(
     )
 
 
-def test_score_and_export_say_what_they_expect(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_score_and_export_say_what_they_expect(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def error(*arguments: str) -> str:
         assert cli.main(arguments) == 2
         return capsys.readouterr().err
@@ -323,7 +329,7 @@ def test_score_and_export_say_what_they_expect(run_folder: Path, tmp_path: Path,
 
 
 def test_files_that_cannot_be_used_end_with_one_line_and_status_1(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     assert cli.main(["export", str(run_folder), str(tmp_path / "file" / "weights.safetensors")]) == 1
@@ -340,7 +346,7 @@ QUICK = ["train.steps=2", "train.batch_size=8", "train.compile=false", "train.pr
 
 
 def test_a_checkpoint_makes_pairs_and_a_student_learns_from_them(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, student = tmp_path / "pairs", tmp_path / "student"
     assert cli.main(["pairs", str(run_folder), "--n", "40", "--out", str(folder), *FEW]) == 0
@@ -364,7 +370,7 @@ def test_a_checkpoint_makes_pairs_and_a_student_learns_from_them(
     assert cli.main(arguments) == 2 and "loss.times was 2, is 3" in capsys.readouterr().err
 
 
-def test_guidance_is_part_of_the_pairs(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_guidance_is_part_of_the_pairs(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["pairs", str(run_folder), "--n", "16", "--out", str(tmp_path / "pairs"), *FEW]
     assert cli.main([*arguments, "--guidance", "2"]) == 0
     assert "16 pairs, 4 evaluations each" in capsys.readouterr().out
@@ -373,7 +379,7 @@ def test_guidance_is_part_of_the_pairs(run_folder: Path, tmp_path: Path, capsys:
 
 
 def test_pairs_in_bf16_are_those_of_fp32_to_a_hundredth_and_another_folder_s(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ends = []
     for precision in ("fp32", "bf16"):
@@ -397,7 +403,7 @@ def test_pairs_of_mnist_have_its_labels_proportions(tmp_path: Path) -> None:
     assert (labels.bincount() - shares).abs().max() < 1 and len(set(labels.bincount().tolist())) > 1
 
 
-def test_points_of_the_plane_have_pairs_too(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_points_of_the_plane_have_pairs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipes.run(PLANE, tmp_path / "plane", progress=False)
     out = ["--out", str(tmp_path / "pairs")]
     assert (
@@ -456,7 +462,7 @@ def test_a_recipe_names_its_perceptual_distance(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_pairs_and_students_ends_with_one_line(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     places = {"RUN": str(run_folder), "OUT": str(tmp_path / "out")}
     assert cli.main([places.get(word, word) for word in arguments]) == 2
@@ -467,7 +473,7 @@ def test_what_is_wrong_with_pairs_and_students_ends_with_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_student_does_not_start_from_a_denoiser(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_student_does_not_start_from_a_denoiser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipes.run(DENOISER, tmp_path / "run", progress=False)
     folder = ["--pairs", str(tmp_path / "pairs")]
     assert cli.main(["pairs", str(tmp_path / "run"), "--n", "16", "--out", folder[1], *FEW]) == 0
@@ -499,7 +505,7 @@ def test_sample_takes_fixed_and_adaptive_methods(run_folder: Path, tmp_path: Pat
     assert Image.open(out).size == (2 * 10 + 2, 10 + 2)
 
 
-def test_sample_says_when_there_is_nothing_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_sample_says_when_there_is_nothing_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sample", str(tmp_path / "none"), "--out", str(tmp_path / "grid.png")]) == 2
     assert "does not exist" in capsys.readouterr().err
     recipes.run(PLANE, tmp_path / "plane", progress=False)
@@ -508,7 +514,7 @@ def test_sample_says_when_there_is_nothing_to_draw(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["sample"], ["train", "mnist", "--epochs", "3"]])
-def test_a_misspelt_command_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_a_misspelt_command_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2 and "usage: flowbook" in capsys.readouterr().err

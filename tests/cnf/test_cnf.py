@@ -16,7 +16,7 @@ from flowbook import cnf, data, models, recipes, solvers
 from flowbook._core import keyed
 from flowbook.analytic import GaussianMixture
 from flowbook.cnf import Dequantized
-from flowbook.divergence import divergence, rademacher
+from flowbook.divergence import Mode, Trace, divergence, rademacher
 from flowbook.flow_matching import FlowMatching
 from flowbook.guidance import Guided
 from flowbook.paths import LinearPath, VPPath
@@ -149,7 +149,7 @@ def test_nodes_take_the_divergence_only_where_they_are() -> None:
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 @pytest.mark.parametrize("shape", [(6, 4), (6, 1, 2, 2)])
-def test_nodes_and_the_joint_solve_agree_in_value_spread_and_gradient(trace: str, shape: tuple[int, ...]) -> None:
+def test_nodes_and_the_joint_solve_agree_in_value_spread_and_gradient(trace: Trace, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     network = models.MLP(4, hidden=16).double()
 
@@ -157,7 +157,7 @@ def test_nodes_and_the_joint_solve_agree_in_value_spread_and_gradient(trace: str
         return network(x.flatten(1), t).reshape(x.shape)
 
     x1 = normal(*shape)
-    told = {"trace": trace, "probes": 3} if trace == "hutchinson" else {}
+    told: dict[str, Any] = {"trace": trace, "probes": 3} if trace == "hutchinson" else {}
     options: list[dict[str, Any]] = [{}, {"nodes": 30}]
     results = [cnf.log_prob(velocity, x1, steps=60, generator=seeded(), **told, **one) for one in options]
     torch.testing.assert_close(results[1].log_prob, results[0].log_prob, rtol=0, atol=1e-7)
@@ -311,7 +311,7 @@ class Dropping(nn.Module):
 
 def test_the_trap_of_dropout_left_on_in_an_adaptive_solve() -> None:
     network, x1 = Dropping().train(), normal(64, 2)
-    options = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
+    options: dict[str, Any] = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
     right = cnf.log_prob(network, x1, **options)
     torch.manual_seed(1)
     wrong = cnf.log_prob(lambda x, t: network(x, t), x1, **options)  # a lambda hides the module from eval mode
@@ -395,7 +395,7 @@ class Saved:
 
 @terms
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
-def test_recomputation_changes_no_gradient_and_needs_less_memory(options: dict[str, Any], mode: str) -> None:
+def test_recomputation_changes_no_gradient_and_needs_less_memory(options: dict[str, Any], mode: Mode) -> None:
     network, x1 = smooth_field(), normal(20, 2)
     kept, gradients = {}, {}
     for way in ("backprop", "recompute"):
@@ -445,7 +445,7 @@ def test_what_runs_in_the_backward_pass_runs_in_eval_mode_too(way: str) -> None:
 
 def penalty(name: str, velocity: Any, x1: Tensor, **options: Any) -> float:
     """The regulariser alone: what weight 1 adds to the loss."""
-    with_it, without = (cnf.nll_loss(velocity, x1, **{name: weight}, **options) for weight in (1.0, 0.0))
+    with_it, without = (cnf.nll_loss(velocity, x1, **{name: weight}, **options) for weight in (1.0, 0.0))  # type: ignore[arg-type]
     return float((with_it - without).detach())
 
 
@@ -455,9 +455,9 @@ def test_the_kinetic_energy_of_a_constant_velocity_is_its_square() -> None:
 
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
-def test_the_jacobian_penalty_of_a_linear_field_is_frobenius_s(trace: str) -> None:
+def test_the_jacobian_penalty_of_a_linear_field_is_frobenius_s(trace: Trace) -> None:
     velocity, x1 = Linear(3), normal(4000, 3)
-    draws = {"trace": trace, "generator": seeded()} if trace == "hutchinson" else {}
+    draws: dict[str, Any] = {"trace": trace, "generator": seeded()} if trace == "hutchinson" else {}
     with_it = cnf.nll_loss(velocity, x1, jacobian=1.0, steps=2, **draws)
     draws = {"trace": trace, "generator": seeded()} if trace == "hutchinson" else {}
     value = float((with_it - cnf.nll_loss(velocity, x1, steps=2, **draws)).detach())
@@ -473,7 +473,7 @@ def test_the_penalties_are_integrals_along_the_flow() -> None:
 
 
 @pytest.mark.parametrize(("trace", "dim"), [("exact", 2), ("exact", 10), ("hutchinson", 10)])
-def test_regularising_calls_the_network_no_more_often(trace: str, dim: int) -> None:
+def test_regularising_calls_the_network_no_more_often(trace: Trace, dim: int) -> None:
     velocity, x1 = Linear(dim), normal(5, dim)
     cnf.nll_loss(velocity, x1, trace=trace, steps=6)
     assert velocity.calls == 24
@@ -593,7 +593,13 @@ def test_the_loss_object_is_the_loss_with_its_options() -> None:
         torch.manual_seed(0)
         value = loss(velocity, batch)
         torch.manual_seed(0)
-        options = {"trace": "hutchinson", "probes": 2, "kinetic": 0.1, "jacobian": 0.2, "mode": "forward"}
+        options: dict[str, Any] = {
+            "trace": "hutchinson",
+            "probes": 2,
+            "kinetic": 0.1,
+            "jacobian": 0.2,
+            "mode": "forward",
+        }
         torch.testing.assert_close(value, cnf.nll_loss(velocity, x1, steps=4, **options), rtol=1e-12, atol=1e-12)
 
 
@@ -675,24 +681,24 @@ def test_more_dequantisations_close_the_gap_from_below() -> None:
     [
         (lambda: cnf.log_prob(lambda x, t: x, normal(4)), ValueError, "x1: expected at least 2 dimensions"),
         (lambda: cnf.log_prob(lambda x, t: x, normal(4, 2) * math.nan), ValueError, "finite"),
-        (lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), trace="approximate"), ValueError, "trace: expected one of"),
+        (lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), trace="approximate"), ValueError, "trace: expected one of"),  # type: ignore[arg-type]
         (
             lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), probes=3),
             ValueError,
             "probes: expected 1 with trace='exact'",
         ),
-        (lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), method="rk5"), ValueError, "method"),
+        (lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), method="rk5"), ValueError, "method"),  # type: ignore[arg-type]
         (lambda: cnf.log_prob(lambda x, t: x[:, :1], normal(4, 2)), ValueError, r"velocity\(x, t, y\)"),
         (lambda: cnf.log_prob(lambda x, t, y: x, normal(4, 2), y=torch.zeros(3, dtype=torch.long)), ValueError, "y:"),
         (
-            lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), mode="back"),
+            lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), mode="back"),  # type: ignore[arg-type]
             ValueError,
             "mode: expected one of 'reverse'",
         ),
         (lambda: cnf.nll_loss(lambda x, t: x, normal(4, 2), kinetic=-1.0), ValueError, "kinetic: expected a number"),
-        (lambda: cnf.nll_loss(lambda x, t: x, normal(4, 2), jacobian="1"), TypeError, "jacobian: expected a number"),
+        (lambda: cnf.nll_loss(lambda x, t: x, normal(4, 2), jacobian="1"), TypeError, "jacobian: expected a number"),  # type: ignore[arg-type]
         (
-            lambda: cnf.nll_loss(Linear(2), normal(4, 2), gradient="back"),
+            lambda: cnf.nll_loss(Linear(2), normal(4, 2), gradient="back"),  # type: ignore[arg-type]
             ValueError,
             "gradient: .*'adjoint'; got 'back'",
         ),
@@ -713,18 +719,18 @@ def test_more_dequantisations_close_the_gap_from_below() -> None:
         ),
         (lambda: cnf.nll_loss(Linear(2), normal(4, 2) * math.nan, gradient="adjoint"), ValueError, "x1: .*finite"),
         (lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), nodes=0), ValueError, "nodes"),
-        (lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), nodes=2.0), TypeError, "nodes"),
+        (lambda: cnf.log_prob(lambda x, t: x, normal(4, 2), nodes=2.0), TypeError, "nodes"),  # type: ignore[arg-type]
         (lambda: cnf.nll_loss(Linear(2), normal(4, 2), gradient="recompute", nodes=8), ValueError, "nodes: .*backprop"),
         (lambda: cnf.MaximumLikelihood(gradient="adjoint", nodes=8), ValueError, "nodes: .*backprop"),
-        (lambda: cnf.MaximumLikelihood("approximate"), ValueError, "trace: expected one of"),
+        (lambda: cnf.MaximumLikelihood("approximate"), ValueError, "trace: expected one of"),  # type: ignore[arg-type]
         (lambda: cnf.MaximumLikelihood(kinetic=math.nan), ValueError, "kinetic"),
         (lambda: cnf.MaximumLikelihood(levels=1), ValueError, "levels"),
-        (lambda: cnf.MaximumLikelihood(steps=2, method="rk5"), ValueError, "method"),
+        (lambda: cnf.MaximumLikelihood(steps=2, method="rk5"), ValueError, "method"),  # type: ignore[arg-type]
         (lambda: cnf.MaximumLikelihood(steps=0), ValueError, "steps"),
         (lambda: cnf.MaximumLikelihood(gradient="adjoint", method="rk4"), ValueError, "method: expected an adaptive"),
         (lambda: Dequantized(normal(4, 2), 17), ValueError, "x1: expected 17 equidistant values"),
         (lambda: Dequantized((torch.ones(4, 2), torch.zeros(3, dtype=torch.long)), 2), ValueError, "y: .*4"),
-        (lambda: cnf.dequantize(torch.ones(4, 2), 2, generator=0), TypeError, "generator"),
+        (lambda: cnf.dequantize(torch.ones(4, 2), 2, generator=0), TypeError, "generator"),  # type: ignore[arg-type]
         (lambda: cnf.dequantize(normal(4, 2)), ValueError, "x1: expected 256 equidistant values"),
         (lambda: cnf.bits_per_dim(torch.zeros(1), dims=0), ValueError, "dims"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers import NAN, seeded
@@ -18,7 +20,8 @@ def planar(n: int) -> Tensor:
 
 
 def gaussians(n: int) -> Tensor:
-    return torch.cdist(*(torch.randn(n, 64, dtype=torch.float64, generator=seeded(seed)) for seed in (0, 1))).square()
+    a, b = (torch.randn(n, 64, dtype=torch.float64, generator=seeded(seed)) for seed in (0, 1))
+    return torch.cdist(a, b).square()
 
 
 def tiny(n: int) -> Tensor:
@@ -44,7 +47,7 @@ def constant(n: int) -> Tensor:
 
 @pytest.mark.parametrize("n", [1, 2, 7, 200, FEW + 100])
 @pytest.mark.parametrize("problem", [planar, gaussians, tiny, far_from_zero, heavy_tailed, same_points, constant])
-def test_assignment_is_a_permutation_of_the_solvers_own_cost(problem, n: int) -> None:
+def test_assignment_is_a_permutation_of_the_solvers_own_cost(problem: Any, n: int) -> None:
     cost = problem(n)
     columns = assign(cost)
     assert sorted(columns.tolist()) == list(range(n))

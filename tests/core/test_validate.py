@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -22,9 +24,9 @@ def test_numpy_s_numbers_are_numbers() -> None:
 
 
 @pytest.mark.parametrize("t", [0, 1, 0.5, -1e-7, 1 + 1e-7, torch.tensor(0.5), torch.zeros(3), torch.empty(0)])
-def test_times_that_are_right(t) -> None:
+def test_times_that_are_right(t: Any) -> None:
     batch = None if isinstance(t, torch.Tensor) and t.numel() == 0 else 3
-    assert validate.time("t", t, batch) is None  # it raises otherwise
+    assert validate.time("t", t, batch) is None  # type: ignore[func-returns-value]  # it raises otherwise
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_times_that_are_right(t) -> None:
         (lambda: validate.boolean("b", "yess"), TypeError, "^b: expected True or False; got 'yess'"),
         (lambda: validate.boolean("b", 1), TypeError, "^b: .*got 1"),
         (
-            lambda: validate.instance("g", 0, int, "3") or validate.instance("g", int, int, "3"),
+            lambda: validate.instance("g", 0, int, "3") or validate.instance("g", int, int, "3"),  # type: ignore[func-returns-value]
             TypeError,
             "^g: expected a int such as 3; got the class int itself",
         ),
@@ -80,14 +82,16 @@ def test_times_that_are_right(t) -> None:
         (lambda: validate.generator(0), TypeError, "^generator: .*torch.Generator or None; got 0"),
     ],
 )
-def test_errors_name_the_argument_what_came_and_what_was_expected(call, error: type[Exception], message: str) -> None:
+def test_errors_name_the_argument_what_came_and_what_was_expected(
+    call: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         call()
 
 
 def test_values_are_not_looked_at_under_vmap() -> None:
     times = torch.tensor([0.5, 7.0])  # wrong, but reading it would break the map
-    torch.vmap(lambda t: (validate.time("t", t), t)[1])(times)
+    torch.vmap(lambda t: (validate.time("t", t), t)[1])(times)  # type: ignore[func-returns-value]
     with pytest.raises(ValueError, match="t: "):
         validate.time("t", times)
 

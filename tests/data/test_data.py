@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowbook import data
+from flowbook.data.images import Split
 
 PLANAR = {
     "two_gaussians": data.two_gaussians, "eight_gaussians": data.eight_gaussians, "moons": data.moons,
@@ -26,13 +28,13 @@ with_density = pytest.mark.parametrize("make", [PLANAR[name] for name in WITH_DE
 
 @planar
 @pytest.mark.parametrize("n", [1, 7, 1000])
-def test_samples_are_points_in_the_plane(make: Callable, n: int) -> None:
+def test_samples_are_points_in_the_plane(make: Callable[..., Any], n: int) -> None:
     x = make().sample(n)
     assert x.shape == (n, 2) and x.dtype == torch.float32 and x.isfinite().all() and make().dim == 2
 
 
 @planar
-def test_the_generator_decides_the_sample_or_else_torch_s_seed(make: Callable) -> None:
+def test_the_generator_decides_the_sample_or_else_torch_s_seed(make: Callable[..., Any]) -> None:
     distribution = make()
     assert torch.equal(distribution.sample(50, seeded(1)), distribution.sample(50, generator=seeded(1)))
     assert not torch.equal(distribution.sample(50, seeded(1)), distribution.sample(50, seeded(2)))
@@ -54,13 +56,13 @@ def grid(half_width: float, n: int) -> tuple[Tensor, float]:
 
 
 @with_density
-def test_densities_integrate_to_one(make: Callable) -> None:
+def test_densities_integrate_to_one(make: Callable[..., Any]) -> None:
     points, area = grid(10.0, 800)
     assert float(make().log_prob(points).exp().sum() * area) == pytest.approx(1, abs=2e-3)
 
 
 @with_density
-def test_densities_are_those_of_the_samples(make: Callable) -> None:
+def test_densities_are_those_of_the_samples(make: Callable[..., Any]) -> None:
     # Cell by cell of a coarse grid: frequencies against integrated density, chi-squared per cell near 1.
     distribution, n, cells, fine = make(), 40_000, 20, 20
     x = distribution.sample(n, seeded()).double()
@@ -76,7 +78,7 @@ def test_densities_are_those_of_the_samples(make: Callable) -> None:
 
 
 @with_density
-def test_the_entropy_is_minus_the_mean_log_density(make: Callable) -> None:
+def test_the_entropy_is_minus_the_mean_log_density(make: Callable[..., Any]) -> None:
     distribution = make()
     points, area = grid(10.0, 1000)
     log_density = distribution.log_prob(points)
@@ -198,7 +200,7 @@ def test_to_unit_interval_is_the_inverse_of_the_scaling_to_minus_one_and_one() -
 
 @pytest.mark.parametrize("load", [data.mnist, data.fashion_mnist, data.cifar10])
 def test_a_failed_download_says_what_was_tried_and_what_to_do(
-    load: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision import datasets
 
@@ -221,7 +223,7 @@ def test_the_data_folder_is_the_argument_or_the_variable_or_the_cache(monkeypatc
 
 @needs_mnist
 @pytest.mark.parametrize(("split", "count", "first"), [("train", 60_000, [5, 0, 4, 1]), ("test", 10_000, [7, 2, 1, 0])])
-def test_mnist_is_mnist(split: str, count: int, first: list[int]) -> None:
+def test_mnist_is_mnist(split: Split, count: int, first: list[int]) -> None:
     images, labels = data.mnist(split)
     assert images.shape == (count, 1, 28, 28) and images.dtype == torch.float32 and labels.dtype == torch.long
     assert float(images.min()) == -1 and float(images.max()) == 1
@@ -236,7 +238,7 @@ X = torch.zeros(3, 2)
     ("call", "error", "message"),
     [
         (lambda: data.moons().sample(0), ValueError, "n: .*0"),
-        (lambda: data.moons().sample(1.5), TypeError, "n: .*1.5"),
+        (lambda: data.moons().sample(1.5), TypeError, "n: .*1.5"),  # type: ignore[arg-type]
         (lambda: data.moons().log_prob(X), ValueError, "moons has no closed form"),
         (lambda: data.spirals().log_prob(X), ValueError, "spirals has no closed form"),
         (lambda: data.checkerboard().log_prob(X.long()), TypeError, "x: .*int64"),
@@ -244,26 +246,26 @@ X = torch.zeros(3, 2)
         (lambda: data.checkerboard(squares=3), ValueError, "squares: .*even.*3"),
         (lambda: data.checkerboard(squares=0), ValueError, "squares: .*0"),
         (lambda: data.pinwheel(blades=0), ValueError, "blades: .*0"),
-        (lambda: data.moons(nose=0.1), TypeError, "nose"),
-        (lambda: data.digits("val"), ValueError, "split: .*'train', 'test'.*'val'"),
-        (lambda: data.mnist("valid"), ValueError, "split: .*'valid'"),
+        (lambda: data.moons(nose=0.1), TypeError, "nose"),  # type: ignore[call-arg]
+        (lambda: data.digits("val"), ValueError, "split: .*'train', 'test'.*'val'"),  # type: ignore[arg-type]
+        (lambda: data.mnist("valid"), ValueError, "split: .*'valid'"),  # type: ignore[arg-type]
         (lambda: data.image_folder("no/such/folder", 8), FileNotFoundError, "root: no/such/folder is not a folder"),
         (lambda: data.image_folder(".", 0), ValueError, "size: .*0"),
-        (lambda: data.image_folder(".", 8, flip="yes"), TypeError, "flip: .*'yes'"),
-        (lambda: data.image_folder(".", 8, labels="yes"), TypeError, "labels: .*'yes'"),
-        (lambda: data.moons().sample(4, 0), TypeError, "generator: .*torch.Generator or None; got 0"),
-        (lambda: data.moons(noise="wide"), TypeError, "noise: .*'wide'"),
-        (lambda: data.moons(scale="wide"), TypeError, "scale: .*'wide'"),
+        (lambda: data.image_folder(".", 8, flip="yes"), TypeError, "flip: .*'yes'"),  # type: ignore[arg-type]
+        (lambda: data.image_folder(".", 8, labels="yes"), TypeError, "labels: .*'yes'"),  # type: ignore[arg-type]
+        (lambda: data.moons().sample(4, 0), TypeError, "generator: .*torch.Generator or None; got 0"),  # type: ignore[arg-type]
+        (lambda: data.moons(noise="wide"), TypeError, "noise: .*'wide'"),  # type: ignore[arg-type]
+        (lambda: data.moons(scale="wide"), TypeError, "scale: .*'wide'"),  # type: ignore[arg-type]
         (lambda: data.spirals(noise=-1), ValueError, "noise: .*-1"),
         (lambda: data.checkerboard(half_width=0), ValueError, "half_width: .*0"),
-        (lambda: data.pinwheel(radial_std="wide"), TypeError, "radial_std: .*'wide'"),
-        (lambda: data.eight_gaussians(radius="wide"), TypeError, "radius: .*'wide'"),
+        (lambda: data.pinwheel(radial_std="wide"), TypeError, "radial_std: .*'wide'"),  # type: ignore[arg-type]
+        (lambda: data.eight_gaussians(radius="wide"), TypeError, "radius: .*'wide'"),  # type: ignore[arg-type]
         (lambda: data.two_gaussians(std=0), ValueError, "std: .*0"),
-        (lambda: data.Unpaired(X, data.moons()), TypeError, r"source: .*sample\(n, generator=None\).*; got a Tensor"),
-        (lambda: data.Unpaired(data.moons(), data.moons), TypeError, "target: .*got a function"),
-        (lambda: data.Unpaired(data.moons(), data.Planar), TypeError, "target: .*the class Planar itself"),
+        (lambda: data.Unpaired(X, data.moons()), TypeError, r"source: .*sample\(n, generator=None\).*; got a Tensor"),  # type: ignore[arg-type]
+        (lambda: data.Unpaired(data.moons(), data.moons), TypeError, "target: .*got a function"),  # type: ignore[arg-type]
+        (lambda: data.Unpaired(data.moons(), data.Planar), TypeError, "target: .*the class Planar itself"),  # type: ignore[arg-type]
     ],
 )
-def test_misuse_names_the_argument(call: Callable, error: type[Exception], message: str) -> None:
+def test_misuse_names_the_argument(call: Callable[..., Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()

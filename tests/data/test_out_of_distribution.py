@@ -108,7 +108,7 @@ def test_each_corruption_does_what_its_name_says() -> None:
         (lambda: letters(levels=1), ValueError, "levels: expected an integer of at least 2"),
         (lambda: photo_patches(0), ValueError, "n: expected an integer of at least 1"),
         (lambda: photo_patches(2, size=1000), ValueError, "size: expected at most 427"),
-        (lambda: photo_patches(2, generator=0), TypeError, "generator: expected a torch.Generator"),
+        (lambda: photo_patches(2, generator=0), TypeError, "generator: expected a torch.Generator"),  # type: ignore[arg-type]
         (lambda: corrupt(DIGITS, "rust"), ValueError, "kind: expected one of 'noise', 'blur'"),
         (lambda: corrupt(DIGITS[0], "blur"), ValueError, "images: expected at least 4 dimensions"),
         (lambda: corrupt(DIGITS.long(), "blur"), TypeError, "images: expected a floating-point tensor"),

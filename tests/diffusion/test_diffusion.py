@@ -17,12 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowbook import data, diffusion, models, solvers
 from flowbook.analytic import GaussianMixture
-from flowbook.diffusion import NoiseSchedule, SchedulePath, StepModel
+from flowbook.diffusion import NoiseSchedule, Prediction, SchedulePath, StepModel, Variance
 from flowbook.diffusion.bound import log_bin
 from flowbook.diffusion.samplers import VARIANCES
 from flowbook.diffusion.schedule import PREDICTIONS
 from flowbook.guidance import guided
 from flowbook.paths import LinearPath
+from flowbook.solvers import Method
 from flowbook.training import TrainConfig, fit, load
 
 F64 = torch.float64
@@ -112,7 +113,7 @@ def test_conversions_are_inverse_to_one_another(schedule: NoiseSchedule) -> None
     x1, noise, i = normal(4, 1, 4, 4), normal(4, 1, 4, 4, seed=1), torch.tensor([0, 3, 500, 999])
     x = schedule.add_noise(x1, i, noise)
     signal, spread = schedule.amplitudes(i, x)
-    faces = {"noise": noise, "data": x1, "v": signal * noise - spread * x1}
+    faces: dict[Prediction, Tensor] = {"noise": noise, "data": x1, "v": signal * noise - spread * x1}
     for source, value in faces.items():
         for target, wanted in faces.items():
             torch.testing.assert_close(schedule.convert(value, x, i, source, target), wanted, rtol=1e-8, atol=1e-8)
@@ -205,7 +206,7 @@ def test_label_dropout_reaches_the_network_behind_the_step_model() -> None:
 # Sampling -------------------------------------------------------------------------------------------------------------
 
 
-def moments(schedule: NoiseSchedule, variance: str, last_noise: bool = False) -> tuple[float, float]:
+def moments(schedule: NoiseSchedule, variance: Variance, last_noise: bool = False) -> tuple[float, float]:
     """Mean and standard deviation of the ancestral sampler's output for the exact denoiser, in closed form.
 
     The predicted data is a + b x with E[x1 | x]; every step is affine, so mean and variance obey a recursion.
@@ -324,7 +325,7 @@ def test_the_schedule_as_a_path_meets_the_schedule_at_every_step(schedule: Noise
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_every_prediction_is_one_velocity(prediction: str) -> None:
+def test_every_prediction_is_one_velocity(prediction: Prediction) -> None:
     schedule, mixture = NoiseSchedule.cosine(50), GaussianMixture([[-1.0, 0.5], [1.0, 0.0]], 0.3)
     path = SchedulePath(schedule)
 
@@ -366,7 +367,7 @@ MIXTURE = GaussianMixture([[-0.6], [0.6]], 0.4, [0.3, 0.7])
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
-def test_solvers_keep_their_order_on_the_probability_flow(method: str, order: int) -> None:
+def test_solvers_keep_their_order_on_the_probability_flow(method: Method, order: int) -> None:
     """Steps that end on the schedule's own, where the second derivative of the log-SNR jumps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -468,11 +469,11 @@ def test_the_bound_refuses_data_without_levels() -> None:
         (lambda s: diffusion.ddim_sample(lambda x, i: x, normal(2, 1), s, 0), "steps"),
         (lambda s: diffusion.ddim_sample(lambda x, i: x, normal(2, 1), s, 1001), "steps: expected at most"),
         (lambda s: diffusion.ddim_sample(lambda x, i: x, normal(2, 1), s, 5, eta=2.0), "eta"),
-        (lambda s: diffusion.ddpm_sample(lambda x, i: x, normal(2, 1), s, variance="small"), "variance"),
+        (lambda s: diffusion.ddpm_sample(lambda x, i: x, normal(2, 1), s, variance="small"), "variance"),  # type: ignore[arg-type]
         (lambda s: diffusion.ddpm_sample(lambda x, i: x[:1], normal(2, 1), s), r"model\(x, i, y\)"),
         (lambda s: diffusion.ddpm_sample(lambda x, i: x, normal(2, 1) * math.nan, s), "x: expected finite"),
-        (lambda s: diffusion.ddpm_loss(lambda x, i: x, normal(2, 1), s, prediction="score"), "prediction"),
-        (lambda s: diffusion.probability_flow(lambda x, i: x, s, prediction="score"), "prediction"),
+        (lambda s: diffusion.ddpm_loss(lambda x, i: x, normal(2, 1), s, prediction="score"), "prediction"),  # type: ignore[arg-type]
+        (lambda s: diffusion.probability_flow(lambda x, i: x, s, prediction="score"), "prediction"),  # type: ignore[arg-type]
     ],
 )
 def test_law_11_bad_input_is_named(call: object, match: str) -> None:
@@ -519,7 +520,7 @@ PREDICTING = {
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("use", PREDICTING.values(), ids=PREDICTING)
-def test_a_step_model_knows_what_it_predicts(use: Callable[..., Tensor], prediction: str) -> None:
+def test_a_step_model_knows_what_it_predicts(use: Callable[..., Tensor], prediction: Prediction) -> None:
     """Sampled as if it predicted the noise, a model of the data gives samples that are no data, and no error."""
 
     def network(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -535,7 +536,7 @@ def test_a_step_model_knows_what_it_predicts(use: Callable[..., Tensor], predict
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_law_10_20_steps_are_10_and_a_resume_and_10_bit_for_bit(prediction: str, tmp_path: Path) -> None:
+def test_law_10_20_steps_are_10_and_a_resume_and_10_bit_for_bit(prediction: Prediction, tmp_path: Path) -> None:
     def network() -> models.MLP:
         torch.manual_seed(0)
         return models.MLP(2, hidden=16)
@@ -547,7 +548,7 @@ def test_law_10_20_steps_are_10_and_a_resume_and_10_bit_for_bit(prediction: str,
     torch.manual_seed(123)
     second = fit(network(), loss, data.moons(), config, out=tmp_path / "cut")
     assert torch.equal(torch.cat([first.losses, second.losses]), whole.losses)
-    stored = load(tmp_path / "cut")
+    stored: Any = load(tmp_path / "cut")
     x = normal(3, 2).float()
     assert torch.equal(stored(x, 0.3), whole.velocity(x, 0.3))
     assert stored.model.prediction == prediction
@@ -574,7 +575,7 @@ class Moves(TorchDispatchMode):
     """Counts tensors that go from the CPU to another device, which would have to wait for a GPU's earlier work."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -613,7 +614,8 @@ def test_the_last_bin_of_the_bound_is_right_far_out(x: float, mean: float, std: 
     lower, upper = (-INF if x == -1 else (x - 0.1 - mean) / std), (INF if x == 1 else (x + 0.1 - mean) / std)
     z = torch.linspace(max(lower, -200.0), min(upper, 200.0), 1_000_001, dtype=torch.float64)
     expected = torch.logsumexp(-0.5 * z**2, 0) + math.log(float(z[1] - z[0]) / math.sqrt(2 * math.pi))
-    found = log_bin(*(torch.tensor(value, dtype=dtype) for value in (x, mean, std)), levels=11)
+    at, centre, spread = (torch.tensor(value, dtype=dtype) for value in (x, mean, std))
+    found = log_bin(at, centre, spread, levels=11)
     assert float(found) == pytest.approx(float(expected), rel=1e-2 if expected < -100 else 2e-3, abs=1e-4)
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from flowbook.analytic import GaussianMixture
 from flowbook.diffusion import NoiseSchedule, probability_flow
-from flowbook.inversion import anomaly_score, invert
+from flowbook.inversion import Score, anomaly_score, invert
 from flowbook.inversion.anomaly import OPTIONS
 from flowbook.models import UNet
 from flowbook.paths import LinearPath, VPPath
 
 F64 = torch.float64
-KINDS = tuple(OPTIONS)
+KINDS: tuple[Score, ...] = tuple(OPTIONS)
 MIXTURE = GaussianMixture([[-2.0, 0.0], [2.0, 1.0]], [0.7, 0.5], [0.3, 0.7])
 DIMS = 100
 NORMAL = GaussianMixture(torch.zeros(1, DIMS), 1.0).as_velocity(LinearPath())
@@ -29,11 +29,11 @@ def zero(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
     return torch.zeros_like(x)
 
 
-def extra(kind: str) -> dict[str, Any]:
+def extra(kind: Score) -> dict[str, Any]:
     return {"reference": -2.5} if kind == "typicality" else {"generator": seeded()} if kind == "reconstruction" else {}
 
 
-def auc(kind: str, inside: Tensor, outside: Tensor, **options: Any) -> float:
+def auc(kind: Score, inside: Tensor, outside: Tensor, **options: Any) -> float:
     """The chance that an anomaly scores higher than a sample of the data."""
     scores = torch.cat([anomaly_score(NORMAL, x, kind, **options) for x in (inside, outside)])
     return float(roc_auc_score([0] * len(inside) + [1] * len(outside), scores.numpy()))
@@ -51,12 +51,13 @@ def test_law_1_scores_of_a_constant_velocity_are_those_of_noise_moved(shape: tup
     x = normal(*shape)
     squares = (x - shift).square().flatten(1).sum(1)
     nats = 0.5 * (squares + 6 * math.log(2 * math.pi))
-    for kind, options, expected in (
+    cases: tuple[tuple[Score, dict[str, Any], Tensor], ...] = (
         ("likelihood", {}, nats),
         ("typicality", {"reference": -7.0}, (7.0 - nats).abs()),
         ("latent_norm", {}, (squares / 6 - 1).abs()),
         ("latent_norm", {"reference": 3.0}, (squares - 3.0).abs() / 6),
-    ):
+    )
+    for kind, options, expected in cases:
         torch.testing.assert_close(anomaly_score(field, x, kind, **options), expected, rtol=0, atol=1e-12)
 
 
@@ -67,7 +68,7 @@ def test_the_likelihood_is_the_mixture_s_own_negative_log_density() -> None:
 
 
 @pytest.mark.parametrize("kind", ["typicality", "latent_norm"])
-def test_the_reference_stands_for_its_mean(kind: str) -> None:
+def test_the_reference_stands_for_its_mean(kind: Score) -> None:
     velocity, x, data = MIXTURE.as_velocity(LinearPath()), normal(5, 2), MIXTURE.sample(40, seeded()).double()
     if kind == "typicality":
         mean = -float(anomaly_score(velocity, data, "likelihood").mean())
@@ -112,7 +113,7 @@ def test_a_diffusion_model_scores_as_the_mixture_that_it_knows() -> None:
 
 
 @pytest.mark.parametrize("kind", ["typicality", "latent_norm"])
-def test_what_is_likelier_than_the_data_fools_the_likelihood_and_not_the_two_sided_scores(kind: str) -> None:
+def test_what_is_likelier_than_the_data_fools_the_likelihood_and_not_the_two_sided_scores(kind: Score) -> None:
     """N(0, I) in 100 dimensions: its densest points, near 0, are none of its samples."""
     inside, reference = normal(100, DIMS), normal(100, DIMS, seed=2)
     middle, far = 0.6 * normal(100, DIMS, seed=1), 1.4 * normal(100, DIMS, seed=1)
@@ -125,7 +126,7 @@ def test_what_is_likelier_than_the_data_fools_the_likelihood_and_not_the_two_sid
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_point_far_from_the_data_scores_higher_than_the_data(kind: str) -> None:
+def test_a_point_far_from_the_data_scores_higher_than_the_data(kind: Score) -> None:
     velocity, data = MIXTURE.as_velocity(LinearPath()), MIXTURE.sample(200, seeded()).double()
     far = torch.tensor([[6.0, -6.0]], dtype=F64)
     assert float(anomaly_score(velocity, far, kind, **extra(kind))) > float(
@@ -134,7 +135,7 @@ def test_a_point_far_from_the_data_scores_higher_than_the_data(kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["likelihood", "typicality", "latent_norm"])
-def test_a_score_does_not_depend_on_the_rest_of_the_batch(kind: str) -> None:
+def test_a_score_does_not_depend_on_the_rest_of_the_batch(kind: Score) -> None:
     velocity, x = MIXTURE.as_velocity(LinearPath()), normal(40, 2)
     together, alone = (anomaly_score(velocity, part, kind, **extra(kind)) for part in (x, x[:3]))
     torch.testing.assert_close(together[:3], alone, rtol=0, atol=1e-12)
@@ -145,7 +146,7 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_images_and_labels_in_eval_mode_with_the_mode_given_back(kind: str, dtype: torch.dtype) -> None:
+def test_images_and_labels_in_eval_mode_with_the_mode_given_back(kind: Score, dtype: torch.dtype) -> None:
     network = randomised(UNet(1, 8, 8, (1, 2), blocks=1, num_classes=3, dropout=0.5), scale=0.05).to(dtype)
     x, y = normal(2, 1, 8, 8).to(dtype), torch.tensor([0, 2])
     options = extra(kind) if kind == "reconstruction" else {"method": "heun", "steps": 2, **extra(kind)}
@@ -174,7 +175,7 @@ X, Y = torch.zeros(2, 2), torch.tensor([0, 1])
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda v: anomaly_score(v, X, "novelty"), ValueError, "kind: expected one of 'likelihood', 'typicality'"),
+        (lambda v: anomaly_score(v, X, "novelty"), ValueError, "kind: expected one of 'likelihood', 'typicality'"),  # type: ignore[arg-type]
         (lambda v: anomaly_score(v, X[0]), ValueError, "x: expected at least 2 dimensions"),
         (lambda v: anomaly_score(v, X * NAN), ValueError, "x: expected finite numbers"),
         (lambda v: anomaly_score(v, X, y=Y[:1]), ValueError, "y: expected one label per sample"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowbook.analytic import GaussianMixture
 from flowbook.diffusion import NoiseSchedule, SchedulePath, probability_flow
 from flowbook.guidance import guided
-from flowbook.inversion import denoise, estimate_noise, time_of_noise
+from flowbook.inversion import Estimate, denoise, estimate_noise, time_of_noise
 from flowbook.inversion.denoising import HALVINGS
 from flowbook.models import UNet
 from flowbook.paths import CosinePath, LinearPath, Path, VPPath, as_velocity, path_of, retimed
@@ -145,7 +145,8 @@ def test_levels_do_not_meet_the_last_axis_of_square_images() -> None:
 
 def test_without_noise_the_data_stay() -> None:
     x1 = MIXTURE.sample(5, seeded()).double()
-    for options in ({}, {"estimate": "ode"}):
+    ways: list[dict[str, Any]] = [{}, {"estimate": "ode"}]
+    for options in ways:
         assert torch.equal(denoise(MIXTURE.as_velocity(LinearPath()), x1, noise_std=0.0, **options).x, x1)
 
 
@@ -184,6 +185,7 @@ def test_a_diffusion_model_is_denoised_on_its_own_path_also_behind_guidance(guid
 
 
 def test_the_path_of_a_velocity_is_found_behind_wrappers() -> None:
+    velocity: Any
     converted = as_velocity(zero, CosinePath(), "noise")
     for velocity in (converted, guided(converted, 2.0, 9), guided(guided(converted, 2.0, 9), 2.0, 9)):
         assert path_of(velocity) == CosinePath()
@@ -270,18 +272,18 @@ X, Y = torch.zeros(2, 2), torch.tensor([0, 1])
         (lambda v: denoise(v, X + NAN, noise_std=1.0), ValueError, "x: expected finite numbers; got 4"),
         (lambda v: denoise(v, X, noise_std=-1.0), ValueError, r"noise_std: expected a number in \[0, inf\)"),
         (lambda v: denoise(v, X, noise_std=INF), ValueError, "noise_std: expected a number"),
-        (lambda v: denoise(v, X, noise_std="1"), TypeError, "noise_std: expected a number; got '1'"),
+        (lambda v: denoise(v, X, noise_std="1"), TypeError, "noise_std: expected a number; got '1'"),  # type: ignore[arg-type]
         (lambda v: denoise(v, X, noise_std=torch.ones(3)), ValueError, "noise_std: expected one number, or one for"),
         (lambda v: denoise(v, X, noise_std=-torch.ones(2)), ValueError, "noise_std: expected numbers of at least 0"),
         (lambda v: denoise(v, X, noise_std=torch.ones(2) * NAN), ValueError, "noise_std: expected finite numbers"),
         (lambda v: denoise(v, X, noise_std=torch.ones(2).long()), TypeError, "noise_std: expected a floating"),
         (lambda v: denoise(v, X, noise_std=0.05, path=LinearPath(0.1)), ValueError, "noise levels from 0.1 to inf"),
-        (lambda v: denoise(v, X, noise_std=1.0, path=LinearPath), TypeError, "path: expected a Path"),
-        (lambda v: denoise(v, X, noise_std=1.0, estimate="median"), ValueError, "estimate: expected one of 'mean'"),
+        (lambda v: denoise(v, X, noise_std=1.0, path=LinearPath), TypeError, "path: expected a Path"),  # type: ignore[arg-type]
+        (lambda v: denoise(v, X, noise_std=1.0, estimate="median"), ValueError, "estimate: expected one of 'mean'"),  # type: ignore[arg-type]
         (lambda v: denoise(v, X, noise_std=1.0, steps=3), TypeError, "steps: expected no solver options"),
-        (lambda v: denoise(v, X, noise_std=1.0, estimate="ode", t0=0.3), TypeError, "t0: denoise enters the path"),
+        (lambda v: denoise(v, X, noise_std=1.0, estimate="ode", t0=0.3), TypeError, "t0: denoise enters the path"),  # type: ignore[call-arg]
         (lambda v: denoise(v, X, noise_std=1.0, y=Y[:1]), ValueError, "y: expected one label per sample"),
-        (lambda v: estimate_noise(v, X, generator=0), TypeError, "generator: expected a torch.Generator"),
+        (lambda v: estimate_noise(v, X, generator=0), TypeError, "generator: expected a torch.Generator"),  # type: ignore[arg-type]
         (lambda v: time_of_noise(VPPath(), 1e3), ValueError, r"noise_std: VPPath\(.*\) has noise levels from 0 to 1"),
     ],
 )
@@ -298,10 +300,11 @@ def test_law_11_a_velocity_that_is_not_finite_has_no_noise_level() -> None:
 
 
 @pytest.mark.parametrize("estimate", ["mean", "ode"])
-def test_a_flow_in_another_time_or_compiled_denoises_as_before(estimate: str) -> None:
+def test_a_flow_in_another_time_or_compiled_denoises_as_before(estimate: Estimate) -> None:
     data = GaussianMixture([[1.0]], 0.5)
     path = SchedulePath(NoiseSchedule.linear(1000))
-    x, options = torch.tensor([[1.5]], dtype=torch.float64), {"estimate": estimate, "noise_std": 0.7}
+    x = torch.tensor([[1.5]], dtype=torch.float64)
+    options: dict[str, Any] = {"estimate": estimate, "noise_std": 0.7}
     options |= {"rtol": 1e-9, "atol": 1e-9} if estimate == "ode" else {}
     posterior = (1.0 / 0.25 + 1.5 / 0.49) / (1 / 0.25 + 1 / 0.49)
     for own in (path, LinearPath(), CosinePath()):

@@ -18,7 +18,7 @@ from flowbook.guidance import guided
 from flowbook.inversion import choose_steps, edit, interpolate, invert, lerp, round_trip, slerp
 from flowbook.models import MLP, UNet
 from flowbook.paths import CosinePath, LinearPath, Path, VPPath
-from flowbook.solvers import sample, solve
+from flowbook.solvers import Method, sample, solve
 
 F64 = torch.float64
 methods = pytest.mark.parametrize("method", [*FIXED, "dopri5"])
@@ -44,7 +44,7 @@ def smooth(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
 
 @methods
 @shapes
-def test_law_1_zero_velocity_is_the_identity(method: str, shape: tuple[int, ...]) -> None:
+def test_law_1_zero_velocity_is_the_identity(method: Method, shape: tuple[int, ...]) -> None:
     a, b, settings = normal(*shape), normal(*shape, seed=1), options(method)
     y = torch.zeros(len(a), dtype=torch.long)
 
@@ -68,7 +68,7 @@ def test_law_1_zero_velocity_is_the_identity(method: str, shape: tuple[int, ...]
 
 @methods
 @shapes
-def test_law_1_a_constant_velocity_moves_by_minus_c_and_back_by_plus_c(method: str, shape: tuple[int, ...]) -> None:
+def test_law_1_a_constant_velocity_moves_by_minus_c_and_back_by_plus_c(method: Method, shape: tuple[int, ...]) -> None:
     a, b, settings = normal(*shape), normal(*shape, seed=1), options(method)
     y = torch.arange(len(a)) + 1
     c = of_label(a, torch.tensor(0.0), y)
@@ -95,7 +95,9 @@ def test_law_1_a_constant_velocity_moves_by_minus_c_and_back_by_plus_c(method: s
 
 @methods
 @shapes
-def test_law_2_the_way_back_returns_within_the_tolerance_and_stays_inside(method: str, shape: tuple[int, ...]) -> None:
+def test_law_2_the_way_back_returns_within_the_tolerance_and_stays_inside(
+    method: Method, shape: tuple[int, ...]
+) -> None:
     x1, field = normal(*shape), Recorder(smooth)
     steps = {"euler": 4000, "midpoint": 400, "heun": 400, "rk4": 100, "ab3": 400}.get(method, 0)
     trip = round_trip(field, x1, **options(method, steps, 1e-6))
@@ -123,7 +125,7 @@ def test_law_2_the_latent_of_a_gaussian_is_its_standardised_data(path: Path) -> 
     [("euler", 1, 1), ("midpoint", 2, 3), ("heun", 2, 3), ("rk4", 4, 5), ("ab3", 3, 3)],
 )
 def test_law_2_halving_the_step_divides_the_latent_s_error_and_the_round_trip_s_by_more(
-    method: str, latent_order: int, trip_order: int
+    method: Method, latent_order: int, trip_order: int
 ) -> None:
     x1 = normal(20, 2)
     exact = invert(smooth, x1, rtol=1e-12, atol=1e-12, method="dopri8").x
@@ -137,7 +139,8 @@ def test_law_2_halving_the_step_divides_the_latent_s_error_and_the_round_trip_s_
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_labels_images_modes_and_counts(dtype: torch.dtype) -> None:
     network = randomised(UNet(1, 8, 8, (1, 2), blocks=1, num_classes=3), scale=0.05).to(dtype).train()
-    x, y, settings = normal(2, 1, 8, 8).to(dtype), torch.tensor([0, 2]), {"method": "heun", "steps": 3}
+    x, y = normal(2, 1, 8, 8).to(dtype), torch.tensor([0, 2])
+    settings: dict[str, Any] = {"method": "heun", "steps": 3}
     calls: list[tuple[int, tuple[int, ...]]] = []
     network.register_forward_pre_hook(lambda m, args: calls.append((len(args[0]), tuple(args[2].tolist()))))
     for results, sizes in (
@@ -256,7 +259,7 @@ def test_the_trap_of_guidance_on_the_way_back() -> None:
     x1, y = mixture.sample_labelled(4000, seeded())
     x1 = x1[y == 1].double()
     y = torch.ones(len(x1), dtype=torch.long)
-    settings = {"method": "rk4", "steps": 50}
+    settings: dict[str, Any] = {"method": "rk4", "steps": 50}
     plain, strong = (
         round_trip(velocity, x1, y=y, **settings).latent for velocity in (conditional, guided(conditional, 4.0, 2))
     )
@@ -268,7 +271,7 @@ def test_the_trap_of_guidance_on_the_way_back() -> None:
 
 
 @pytest.mark.parametrize("method", FIXED)
-def test_the_steps_chosen_meet_the_error_and_half_of_them_do_not(method: str) -> None:
+def test_the_steps_chosen_meet_the_error_and_half_of_them_do_not(method: Method) -> None:
     x1, wanted, field = normal(10, 2), 1e-3, Recorder(smooth)
     choice = choose_steps(field, x1, wanted, method=method, limit=8192)
     assert float(choice.trip.error.max()) == choice.tried[choice.steps] <= wanted < choice.tried[choice.steps // 2]
@@ -339,7 +342,8 @@ def test_the_straight_line_between_two_latents_leaves_the_sphere_and_the_arc_doe
 @pytest.mark.parametrize("spherical", [True, False])
 @shapes
 def test_interpolation_ends_in_the_reconstructions(spherical: bool, shape: tuple[int, ...]) -> None:
-    a, b, settings = normal(*shape), normal(*shape, seed=1), {"method": "heun", "steps": 5}
+    a, b = normal(*shape), normal(*shape, seed=1)
+    settings: dict[str, Any] = {"method": "heun", "steps": 5}
     way = interpolate(smooth, a, b, 4, spherical=spherical, **settings)
     assert way.x.shape == way.latents.shape == (4, *shape)
     for end, like in ((0, a), (-1, b)):
@@ -367,7 +371,8 @@ def test_an_edit_inverts_under_its_own_label_and_generates_under_the_new_one() -
 def test_an_edit_to_the_same_label_is_a_round_trip_and_to_another_moves_to_its_component() -> None:
     """With one Gaussian for each label an edit keeps the place within: x - old mean + new mean."""
     mixture = GaussianMixture([[-3.0, 0.0], [2.0, 1.0]], [0.5, 0.5])
-    velocity, settings = mixture.as_velocity(LinearPath()), {"rtol": 1e-8, "atol": 1e-8}
+    velocity = mixture.as_velocity(LinearPath())
+    settings: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
     x1, y = mixture.sample_labelled(20, seeded())
     x1 = x1.double()
     torch.testing.assert_close(edit(velocity, x1, y, y, **settings).x, x1, rtol=0, atol=1e-6)
@@ -380,7 +385,7 @@ def test_an_edit_to_the_same_label_is_a_round_trip_and_to_another_moves_to_its_c
 def test_guidance_in_an_edit_finds_the_model_s_null_label() -> None:
     network = randomised(MLP(2, hidden=8, num_classes=3))
     x1, y = normal(4, 2).float(), torch.tensor([0, 1, 2, 0])
-    settings = {"method": "heun", "steps": 3}
+    settings: dict[str, Any] = {"method": "heun", "steps": 3}
     there = invert(network, x1, y=y, **settings)
     expected = sample(guided(network, 2.0, 3), there.x, y=2 - y, **settings).x
     assert torch.equal(edit(network, x1, y, 2 - y, guidance=2.0, **settings).x, expected)
@@ -396,16 +401,16 @@ ONES = torch.ones(2, 2)
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda v: invert(v, X, t0=1.0), TypeError, "t0: invert runs from 1 to 0"),
+        (lambda v: invert(v, X, t0=1.0), TypeError, "t0: invert runs from 1 to 0"),  # type: ignore[call-arg]
         (lambda v: invert(v, X.long()), TypeError, "x1: expected a floating-point tensor"),
         (lambda v: invert(v, X * NAN), ValueError, "x1: expected finite numbers; got 4"),
         (lambda v: invert(v, X, y=Y[:1]), ValueError, r"y: expected one label per sample, shape \(2,\)"),
-        (lambda v: invert(v, X, method="rk5"), ValueError, "method: expected one of 'dopri5'"),
+        (lambda v: invert(v, X, method="rk5"), ValueError, "method: expected one of 'dopri5'"),  # type: ignore[arg-type]
         (lambda v: invert(v, X, save_at=(0.0, 1.0)), ValueError, "save_at: expected times that start at t0 = 1"),
-        (lambda v: invert(v, X, stepz=3), TypeError, "stepz"),
-        (lambda v: invert("v", X), TypeError, "velocity: expected a callable"),
-        (lambda v: round_trip(v, X, save_at=(1.0, 0.0)), TypeError, "save_at: a round trip keeps its ends only"),
-        (lambda v: round_trip(v, X, t1=0.5), TypeError, "t1: unexpected keyword argument"),
+        (lambda v: invert(v, X, stepz=3), TypeError, "stepz"),  # type: ignore[call-arg]
+        (lambda v: invert("v", X), TypeError, "velocity: expected a callable"),  # type: ignore[arg-type]
+        (lambda v: round_trip(v, X, save_at=(1.0, 0.0)), TypeError, "save_at: a round trip keeps its ends only"),  # type: ignore[call-arg]
+        (lambda v: round_trip(v, X, t1=0.5), TypeError, "t1: unexpected keyword argument"),  # type: ignore[call-arg]
         (lambda v: choose_steps(v, X, 0.0), ValueError, r"wanted: expected a number in \(0, inf\)"),
         (lambda v: choose_steps(v, X, 1e-3, method="dopri5"), ValueError, "method: expected one of 'euler'"),
         (lambda v: choose_steps(v, X, 1e-3, first=8, limit=4), ValueError, "limit: expected an integer of at least 8"),
@@ -413,21 +418,21 @@ ONES = torch.ones(2, 2)
         (lambda v: slerp(X, ONES, [0.5]), ValueError, "a, b: expected nonzero vectors"),
         (lambda v: slerp(ONES, -ONES, [0.5]), ValueError, "a, b: expected vectors that are not opposite"),
         (lambda v: slerp(ONES, ONES, [1.5]), ValueError, r"weights: expected a sequence of numbers in \[0, 1\]"),
-        (lambda v: slerp(ONES, ONES, 0.5), ValueError, "weights: expected a sequence"),
+        (lambda v: slerp(ONES, ONES, 0.5), ValueError, "weights: expected a sequence"),  # type: ignore[arg-type]
         (lambda v: slerp(ONES, ONES.double(), [0.5]), TypeError, "b: expected the dtype of a, torch.float32"),
         (lambda v: lerp(ONES, ONES[:1], [0.5]), ValueError, "b: expected the shape of a"),
         (lambda v: interpolate(v, ONES, X[:1], 3), ValueError, "b: expected the shape of a"),
         (lambda v: interpolate(v, ONES, X + INF, 3), ValueError, "b: expected finite numbers"),
         (lambda v: interpolate(v, ONES, ONES, 1), ValueError, "n: expected an integer of at least 2"),
-        (lambda v: interpolate(v, ONES, ONES, 3, spherical=1), TypeError, "spherical: expected True or False"),
+        (lambda v: interpolate(v, ONES, ONES, 3, spherical=1), TypeError, "spherical: expected True or False"),  # type: ignore[arg-type]
         (lambda v: interpolate(v, ONES, ONES, 3, y=Y[:1]), ValueError, "y: expected one label per sample"),
-        (lambda v: interpolate(v, ONES, ONES, 3, save_at=(1, 0)), TypeError, "save_at: interpolate"),
+        (lambda v: interpolate(v, ONES, ONES, 3, save_at=(1, 0)), TypeError, "save_at: interpolate"),  # type: ignore[call-arg]
         (lambda v: edit(v, X, Y, Y[:1]), ValueError, "new_y: expected one label per sample"),
         (lambda v: edit(v, X, Y.float(), Y), TypeError, "y: expected integer labels"),
         (lambda v: edit(v, X, Y, Y, strength=0.0), ValueError, r"strength: expected a number in \(0, 1\]"),
         (lambda v: edit(v, X, Y, Y, guidance=2.0), ValueError, "null_label: expected the null label"),
-        (lambda v: edit(v, X, Y, Y, guidance="2"), TypeError, "guidance: expected a number"),
-        (lambda v: edit(v, X, Y, Y, t0=0.5), TypeError, "t0: edit changes direction"),
+        (lambda v: edit(v, X, Y, Y, guidance="2"), TypeError, "guidance: expected a number"),  # type: ignore[arg-type]
+        (lambda v: edit(v, X, Y, Y, t0=0.5), TypeError, "t0: edit changes direction"),  # type: ignore[call-arg]
         (lambda v: edit(guided(v, 2.0, 9), X, Y, Y), TypeError, "velocity: expected one without guidance"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def test_wasserstein2_is_the_least_over_all_permutations(seed: int) -> None:
 
 
 @pytest.mark.parametrize("distance", [metrics.wasserstein2, metrics.sliced_wasserstein])
-def test_distances_are_distances(distance) -> None:
+def test_distances_are_distances(distance: Any) -> None:
     a, b = normal(64, 2), 2 * normal(64, 2, seed=1)
 
     def d(u: Tensor, v: Tensor) -> float:
@@ -101,7 +102,7 @@ def test_energy_is_at_least_the_squared_distance_of_the_ends_with_equality_for_t
 
 
 @pytest.mark.parametrize("measure", [metrics.path_energy, metrics.straightness])
-def test_flow_measures_run_in_eval_mode_with_labels_and_without_gradients(measure) -> None:
+def test_flow_measures_run_in_eval_mode_with_labels_and_without_gradients(measure: Any) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -157,7 +158,7 @@ def test_torchmetrics_fid_agrees_on_features_of_one_s_own() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.double().flatten(1)
 
-    fid = metrics.inception_fid(Features())
+    fid: Any = metrics.inception_fid(Features())
     a, b = torch.rand(60, 3, 2, 2, generator=seeded()), 0.7 * torch.rand(60, 3, 2, 2, generator=seeded(1))
     fid.update(a, real=True)
     fid.update(b, real=False)
@@ -198,17 +199,17 @@ F = normal(10, 3)
         (lambda: metrics.frechet_distance(F, F[:3]), ValueError, "features: .*3 features; got 3"),
         (lambda: metrics.frechet_distance(F, F[:, :2]), ValueError, r"b: .*\(3,\).*\(2,\)"),
         (lambda: metrics.nearest_neighbours(A, F), ValueError, "data: .*dimension of x, 2; got 3"),
-        (lambda: metrics.wasserstein2(A, A, squared=True), TypeError, "squared"),
+        (lambda: metrics.wasserstein2(A, A, squared=True), TypeError, "squared"),  # type: ignore[call-arg]
         (lambda: metrics.wasserstein2(A[:0], A[:0]), ValueError, r"a: .*at least one sample; got shape \(0, 2\)"),
         (lambda: metrics.sliced_wasserstein(A[:0], A[:0]), ValueError, "a: .*at least one sample"),
-        (lambda: metrics.sliced_wasserstein(A, A, generator=0), TypeError, "generator: .*0"),
+        (lambda: metrics.sliced_wasserstein(A, A, generator=0), TypeError, "generator: .*0"),  # type: ignore[arg-type]
         (lambda: metrics.nearest_neighbours(A, A[:0]), ValueError, "data: .*at least one sample"),
         (lambda: metrics.mmd(A, A), ValueError, "bandwidth: the median distance of a and b is 0"),
         (lambda: metrics.normalised_path_energy(rotation, A, A, steps=2), ValueError, "x1: expected samples that"),
         (lambda: metrics.path_energy(lambda x, t: x.double(), A), TypeError, "velocity.*float32.*float64"),
     ],
 )
-def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:
+def test_misuse_names_the_argument(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from flowbook.models import MLP, Autocast, Classifier, CrossEntropy, DiT, UNet, 
 from flowbook.models.embedding import LabelEmbedding, TimeEmbedding
 from flowbook.models.unet import Attention
 
-SMALL = {"size": 8, "width": 8, "blocks": 1}
+SMALL: dict[str, Any] = {"size": 8, "width": 8, "blocks": 1}
 MODELS = {
     "MLP": lambda **more: MLP(3, hidden=16, **more),
     "MLP, one layer": lambda **more: MLP(1, hidden=16, depth=1, **more),
@@ -30,11 +31,11 @@ MODELS = {
 models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 
-def shape_of(model: nn.Module, batch: int = 4) -> tuple[int, ...]:
+def shape_of(model: Any, batch: int = 4) -> tuple[int, ...]:
     return (batch, model.dim) if isinstance(model, MLP) else (batch, model.channels, model.size, model.size)
 
 
-def trained(make, classes: int | None = None) -> tuple[nn.Module, Tensor, Tensor]:
+def trained(make: Any, classes: int | None = None) -> tuple[nn.Module, Tensor, Tensor]:
     """A model with random weights everywhere, in float64, and an input."""
     model = randomised(make(num_classes=classes)).double().eval()
     return model, normal(*shape_of(model)), torch.linspace(0.1, 0.9, 4, dtype=torch.float64)
@@ -43,7 +44,7 @@ def trained(make, classes: int | None = None) -> tuple[nn.Module, Tensor, Tensor
 @models
 @pytest.mark.parametrize("classes", [None, 3])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_model_is_a_velocity(make, classes: int | None, batch: int) -> None:
+def test_a_model_is_a_velocity(make: Any, classes: int | None, batch: int) -> None:
     model = make(num_classes=classes)
     x = torch.randn(shape_of(model, batch))
     y = None if classes is None else torch.zeros(batch, dtype=torch.long)
@@ -53,13 +54,13 @@ def test_a_model_is_a_velocity(make, classes: int | None, batch: int) -> None:
 
 
 @models
-def test_one_time_for_all_is_the_same_time_for_each(make) -> None:
+def test_one_time_for_all_is_the_same_time_for_each(make: Any) -> None:
     model, x, _ = trained(make)
     torch.testing.assert_close(model(x, 0.3), model(x, torch.full((4,), 0.3, dtype=torch.float64)))
 
 
 @models
-def test_a_sample_s_velocity_depends_on_that_sample_alone(make) -> None:
+def test_a_sample_s_velocity_depends_on_that_sample_alone(make: Any) -> None:
     model, x, t = trained(make, classes=3)
     y = torch.tensor([0, 1, 2, 0])
     together = model(x, t, y)
@@ -70,14 +71,14 @@ def test_a_sample_s_velocity_depends_on_that_sample_alone(make) -> None:
 
 
 @models
-def test_the_model_sees_the_time(make) -> None:
+def test_the_model_sees_the_time(make: Any) -> None:
     model, x, _ = trained(make)
     changes = [float((model(x, t + 0.01) - model(x, t)).detach().abs().max()) for t in (0.0, 0.3, 0.6, 0.99)]
     assert min(changes) > 1e-5
 
 
 @models
-def test_labels_matter_and_none_is_the_null_label(make) -> None:
+def test_labels_matter_and_none_is_the_null_label(make: Any) -> None:
     model, x, t = trained(make, classes=3)
     assert model.null_label == model.num_classes == 3
     values = [model(x, t, torch.full((4,), label)) for label in range(4)]
@@ -86,7 +87,7 @@ def test_labels_matter_and_none_is_the_null_label(make) -> None:
 
 
 @models
-def test_every_weight_gets_a_gradient(make) -> None:
+def test_every_weight_gets_a_gradient(make: Any) -> None:
     model, x, t = trained(make, classes=3)
     model(x, t, torch.tensor([0, 1, 2, 3])).square().sum().backward()
     blind = [name for name, p in model.named_parameters() if p.grad is None or not bool((p.grad != 0).any())]
@@ -94,7 +95,7 @@ def test_every_weight_gets_a_gradient(make) -> None:
 
 
 @models
-def test_a_model_can_be_built_again_from_its_description(make) -> None:
+def test_a_model_can_be_built_again_from_its_description(make: Any) -> None:
     model, x, t = trained(make, classes=3)
     described = describe(model)
     assert described is not None
@@ -119,7 +120,7 @@ def test_foreign_models_have_no_description() -> None:
 
 
 @models
-def test_autocast_to_bf16_works(make) -> None:
+def test_autocast_to_bf16_works(make: Any) -> None:
     model = make(num_classes=3)
     x = torch.randn(shape_of(model))
     with torch.autocast("cpu", torch.bfloat16):
@@ -128,7 +129,7 @@ def test_autocast_to_bf16_works(make) -> None:
 
 
 @models
-def test_autocast_is_the_network_to_three_digits_in_the_precision_of_x(make) -> None:
+def test_autocast_is_the_network_to_three_digits_in_the_precision_of_x(make: Any) -> None:
     model, x, t = trained(make, classes=3)
     model, x, t = model.float(), x.float(), t.float()
     y = torch.tensor([0, 1, 2, 3])
@@ -136,6 +137,7 @@ def test_autocast_is_the_network_to_three_digits_in_the_precision_of_x(make) -> 
     exact, rounded = model(x, t, y), field(x, t, y)
     assert rounded.dtype == x.dtype and not torch.equal(rounded, exact)
     assert (rounded - exact).square().mean() < (0.02**2) * exact.square().mean()
+    assert field.null_label is not None
     torch.testing.assert_close(field(x, t), field(x, t, torch.full((4,), field.null_label)))
 
 
@@ -164,7 +166,7 @@ def test_attention_lets_distant_pixels_talk() -> None:
         model = randomised(UNet(1, size=32, width=8, multipliers=(1,), blocks=1, attention=attention)).double()
         for module in model.modules():
             if isinstance(module, nn.GroupNorm):  # which also mixes all pixels
-                module.forward = lambda h: h  # type: ignore[method-assign]
+                module.forward = lambda h: h  # type: ignore[method-assign, assignment]
         (gradient,) = torch.autograd.grad(model(x + normal(1, 1, 32, 32), 0.5)[0, 0, 0, 0], x)
         reach.append(float(gradient[0, 0, -1, -1].abs()))
     assert reach[0] == 0 and reach[1] > 0
@@ -195,11 +197,11 @@ X1, X2 = torch.zeros(4, 2), torch.zeros(4, 1, 8, 8)
     ("call", "error", "message"),
     [
         (lambda: MLP(0), ValueError, "dim: .*0"),
-        (lambda: MLP(2.0), TypeError, "dim: .*2.0"),
+        (lambda: MLP(2.0), TypeError, "dim: .*2.0"),  # type: ignore[arg-type]
         (lambda: MLP(2, depth=0), ValueError, "depth"),
         (lambda: MLP(2, hidden=2, num_classes=3), ValueError, "hidden: .*2"),
         (lambda: MLP(2, num_classes=0), ValueError, "num_classes: .*0"),
-        (lambda: MLP(2, width=3), TypeError, "width"),
+        (lambda: MLP(2, width=3), TypeError, "width"),  # type: ignore[call-arg]
         (lambda: MLP(2)(X1.long(), 0.5), TypeError, "x: .*int64"),
         (lambda: MLP(2)(X1.double(), 0.5), TypeError, "x: .*float32.*float64"),
         (lambda: MLP(3)(X1, 0.5), ValueError, r"x: .*\(B, 3\).*\(4, 2\)"),
@@ -220,26 +222,26 @@ X1, X2 = torch.zeros(4, 2), torch.zeros(4, 1, 8, 8)
         (lambda: MLP(2)(X1, torch.full((4,), 500)), TypeError, "t: .*float time.*int64"),
         (lambda: MLP(2)(X1, "0.5"), TypeError, "t: .*str"),
         (lambda: torch.no_grad()(UNet(1, **SMALL))(X2, torch.tensor(-1.0)), ValueError, "t: .*-1"),
-        (lambda: MLP(2, time_dim="8"), TypeError, "time_dim: .*'8'"),
-        (lambda: UNet(1, size=8, multipliers="12"), TypeError, "multipliers: .*'12'"),
+        (lambda: MLP(2, time_dim="8"), TypeError, "time_dim: .*'8'"),  # type: ignore[arg-type]
+        (lambda: UNet(1, size=8, multipliers="12"), TypeError, "multipliers: .*'12'"),  # type: ignore[arg-type]
         (lambda: UNet(1, size=8, multipliers=()), ValueError, "multipliers: .*none"),
-        (lambda: UNet(1, size=8, attention=8), TypeError, "attention: .*8"),
+        (lambda: UNet(1, size=8, attention=8), TypeError, "attention: .*8"),  # type: ignore[arg-type]
         (lambda: UNet(1, size=8, dropout=2), ValueError, "dropout: .*2"),
         (lambda: DiT(1, size=9), ValueError, "size: .*multiple of patch = 2; got 9"),
         (lambda: DiT(1, size=8, width=10, heads=4), ValueError, "width: .*heads = 4.*10"),
         (lambda: DiT(1, size=8, depth=0), ValueError, "depth: .*0"),
         (lambda: DiT(1, size=8, width=8, depth=1, heads=1)(X2[:, :, :4], 0.5), ValueError, r"x: .*\(B, 1, 8, 8\)"),
         (lambda: Classifier(width=0), ValueError, "width: .*0"),
-        (lambda: Classifier(width="abc"), TypeError, "width: .*'abc'"),
-        (lambda: CrossEntropy(shift="big"), TypeError, "shift: .*'big'"),
+        (lambda: Classifier(width="abc"), TypeError, "width: .*'abc'"),  # type: ignore[arg-type]
+        (lambda: CrossEntropy(shift="big"), TypeError, "shift: .*'big'"),  # type: ignore[arg-type]
         (lambda: TimeEmbedding(3), ValueError, "dim: .*even.*3"),
         (lambda: LabelEmbedding(0, 4), ValueError, "num_classes: .*0"),
-        (lambda: Autocast(lambda x, t: x), TypeError, "network: .*function"),
+        (lambda: Autocast(lambda x, t: x), TypeError, "network: .*function"),  # type: ignore[arg-type]
         (lambda: build("Unet"), ValueError, "model: .*'UNet'.*'Unet'"),
         (lambda: build("MLP", dimension=2), TypeError, "dimension"),
     ],
 )
-def test_misuse_names_the_argument(call, error: type[Exception], message: str) -> None:
+def test_misuse_names_the_argument(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
 
@@ -249,7 +251,8 @@ def test_attention_reaches_the_fused_kernels_in_any_layout(
     layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They take queries, keys and values whose numbers lie side by side, and fall back without a word otherwise."""
-    real, strides = torch.nn.functional.scaled_dot_product_attention, []
+    real = torch.nn.functional.scaled_dot_product_attention
+    strides: list[int] = []
 
     def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         strides.extend(part.stride(-1) for part in (q, k, v))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_a_missing_damaged_or_foreign_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("load", [models.load_pretrained, models.load_classifier, models.load_moments])
-def test_an_unknown_name_is_refused_with_the_known_ones(load) -> None:  # type: ignore[no-untyped-def]
+def test_an_unknown_name_is_refused_with_the_known_ones(load: Any) -> None:
     with pytest.raises(ValueError, match=r"name: expected one of .*'mnist'"):
         load("imagenet")
 

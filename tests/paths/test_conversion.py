@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers import MIXTURE, normal
@@ -11,7 +13,7 @@ from flowbook import cnf, solvers
 from flowbook.guidance import guided
 from flowbook.paths import CosinePath, LinearPath, retimed
 
-FINE = {"method": "rk4", "steps": 200}
+FINE: dict[str, Any] = {"method": "rk4", "steps": 200}
 
 
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath()])
@@ -77,11 +79,11 @@ def test_labels_the_null_label_and_the_count_of_calls_pass_through() -> None:
     ("call", "error", "match"),
     [
         (lambda: retimed(lambda x, t: x, 0.5), ValueError, r"power: .*0\.5"),
-        (lambda: retimed(lambda x, t: x, "cubic"), TypeError, "power: .*'cubic'"),
-        (lambda: retimed("velocity"), TypeError, "velocity: .*'velocity'"),
+        (lambda: retimed(lambda x, t: x, "cubic"), TypeError, "power: .*'cubic'"),  # type: ignore[arg-type]
+        (lambda: retimed("velocity"), TypeError, "velocity: .*'velocity'"),  # type: ignore[arg-type]
         (lambda: retimed(lambda x, t: x)(torch.zeros(2, 2), 1.5), ValueError, r"u: .*1\.5"),
     ],
 )
-def test_law_11_bad_input_is_named(call, error: type[Exception], match: str) -> None:  # type: ignore[no-untyped-def]
+def test_law_11_bad_input_is_named(call: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         call()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from helpers import ALL_PATHS, INF, MIXTURE, NAN, Recorder, normal
 from torch import Tensor
 
 from flowbook.guidance import guided
-from flowbook.paths import QUANTITIES, CosinePath, LinearPath, Path, VPPath, as_velocity
+from flowbook.paths import QUANTITIES, CosinePath, LinearPath, Path, Quantity, VPPath, as_velocity
 from flowbook.solvers import sample
 
 PAIRS = list(itertools.permutations(QUANTITIES, 2))
@@ -52,7 +54,7 @@ def test_variance_preserving_paths_keep_the_variance(path: Path) -> None:
 def test_velocity_is_the_time_derivative_of_interpolate(path: Path, shape: tuple[int, ...]) -> None:
     x0, x1 = normal(*shape, seed=0), normal(*shape, seed=1)
     t = times(shape[0])
-    _, derivative = torch.func.jvp(lambda s: path.interpolate(x0, x1, s), (t,), (torch.ones_like(t),))
+    _, derivative = torch.func.jvp(lambda s: path.interpolate(x0, x1, s), (t,), (torch.ones_like(t),))  # type: ignore[misc]
     torch.testing.assert_close(path.velocity(x0, x1, t), derivative, rtol=1e-10, atol=1e-10)
 
 
@@ -104,7 +106,9 @@ def quadruple(path: Path, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[dict[str, 
 @paths
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("source", "target"), PAIRS)
-def test_convert_is_exact_for_every_ordered_pair(path: Path, shape: tuple[int, ...], source: str, target: str) -> None:
+def test_convert_is_exact_for_every_ordered_pair(
+    path: Path, shape: tuple[int, ...], source: Quantity, target: Quantity
+) -> None:
     t = times(shape[0])
     values, xt = quadruple(path, normal(*shape, seed=0), normal(*shape, seed=1), t)
     torch.testing.assert_close(
@@ -114,7 +118,9 @@ def test_convert_is_exact_for_every_ordered_pair(path: Path, shape: tuple[int, .
 
 @paths
 @pytest.mark.parametrize(("source", "target"), PAIRS)
-def test_convert_in_float32_keeps_the_digits_that_the_division_leaves(path: Path, source: str, target: str) -> None:
+def test_convert_in_float32_keeps_the_digits_that_the_division_leaves(
+    path: Path, source: Quantity, target: Quantity
+) -> None:
     t = torch.linspace(0.1, 0.9, 16, dtype=torch.float64)
     values, xt = quadruple(path, normal(16, 2, seed=0), normal(16, 2, seed=1), t)
     converted = path.convert(values[source].float(), xt.float(), t.float(), source, target)
@@ -123,7 +129,7 @@ def test_convert_in_float32_keeps_the_digits_that_the_division_leaves(path: Path
     torch.testing.assert_close(converted.double(), values[target], rtol=1e-5 * lost, atol=1e-5 * lost)
 
 
-def refuses(path: Path, t: float, source: str, target: str) -> bool:
+def refuses(path: Path, t: float, source: Quantity, target: Quantity) -> bool:
     """Where the contract says that a conversion divides by zero."""
     alpha_is_0, sigma_is_0 = float(path.alpha(t)) == 0, float(path.sigma(t)) == 0
     if alpha_is_0:
@@ -149,7 +155,7 @@ def marginal(path: Path, x: Tensor, t: float) -> dict[str, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_at_both_ends_convert_is_right_or_refuses(
-    path: Path, end: float, rounding: float, dtype: torch.dtype, source: str, target: str
+    path: Path, end: float, rounding: float, dtype: torch.dtype, source: Quantity, target: Quantity
 ) -> None:
     t = end + rounding if end == 1 else end - rounding
     x = normal(5, 2).to(dtype)
@@ -166,7 +172,7 @@ def test_at_both_ends_convert_is_right_or_refuses(
 
 @paths
 @pytest.mark.parametrize(("source", "target"), PAIRS)
-def test_every_conversion_is_finite_on_the_whole_t_range(path: Path, source: str, target: str) -> None:
+def test_every_conversion_is_finite_on_the_whole_t_range(path: Path, source: Quantity, target: Quantity) -> None:
     low, high = path.t_range
     for t in (low, high):
         x = normal(5, 2)
@@ -194,7 +200,7 @@ def test_vp_path_has_no_conditional_velocity_at_the_data_and_says_where_to_stop(
     assert path.velocity(x0.float(), x1.float(), path.last_velocity_time).isfinite().all()
 
 
-def exact_prediction(path: Path, quantity: str):
+def exact_prediction(path: Path, quantity: Quantity) -> Callable[..., Tensor]:
     def predict(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return marginal(path, x, float(t))[quantity]
 
@@ -203,7 +209,7 @@ def exact_prediction(path: Path, quantity: str):
 
 @paths
 @pytest.mark.parametrize("prediction", QUANTITIES)
-def test_a_model_of_any_quantity_flows_as_the_velocity_does(path: Path, prediction: str) -> None:
+def test_a_model_of_any_quantity_flows_as_the_velocity_does(path: Path, prediction: Quantity) -> None:
     x0 = normal(16, 2)
     truth = sample(MIXTURE.as_velocity(path), x0, method="rk4", steps=50).x
     converted = sample(as_velocity(exact_prediction(path, prediction), path, prediction), x0, method="rk4", steps=50).x
@@ -256,13 +262,13 @@ MISUSE = [
     (lambda p: p.convert(X[:1], X, 0.5), ValueError, r"value: .*\(3, 2\).*\(1, 2\)"),
     (lambda p: p.convert(X.int(), X, 0.5), TypeError, "value: .*int32"),
     (lambda p: p.convert(X, X, 0.5, sourse="noise"), TypeError, "sourse"),
-    (lambda p: as_velocity(lambda x, t: x, p, "epsilon"), ValueError, "prediction: .*'epsilon'"),
+    (lambda p: as_velocity(lambda x, t: x, p, "epsilon"), ValueError, "prediction: .*'epsilon'"),  # type: ignore[arg-type]
 ]
 
 
 @paths
 @pytest.mark.parametrize(("call", "error", "message"), MISUSE)
-def test_misuse_names_the_argument(path: Path, call, error: type[Exception], message: str) -> None:
+def test_misuse_names_the_argument(path: Path, call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(path)
 
@@ -272,17 +278,17 @@ def test_misuse_names_the_argument(path: Path, call, error: type[Exception], mes
     [
         (lambda: LinearPath(1.0), ValueError, "sigma_min: .*1.0"),
         (lambda: LinearPath(-0.1), ValueError, "sigma_min"),
-        (lambda: LinearPath("small"), TypeError, "sigma_min: .*'small'"),
+        (lambda: LinearPath("small"), TypeError, "sigma_min: .*'small'"),  # type: ignore[arg-type]
         (lambda: LinearPath(NAN), ValueError, "sigma_min"),
         (lambda: VPPath(beta_min=0.0), ValueError, "beta_min"),
         (lambda: VPPath(beta_max=0.05), ValueError, "beta_max: .*0.05"),
         (lambda: VPPath(beta_max=INF), ValueError, "beta_max"),
-        (lambda: as_velocity(lambda x, t: x, "cosine"), TypeError, "path: .*got 'cosine'"),
+        (lambda: as_velocity(lambda x, t: x, "cosine"), TypeError, "path: .*got 'cosine'"),  # type: ignore[arg-type]
         (lambda: as_velocity(lambda x, t: x, LinearPath(), "data")(torch.ones(2, 1), 1.5), ValueError, "t: .*1.5"),
-        (lambda: as_velocity(lambda x, t: x, VPPath), TypeError, "path: .*got the class VPPath itself"),
+        (lambda: as_velocity(lambda x, t: x, VPPath), TypeError, "path: .*got the class VPPath itself"),  # type: ignore[arg-type]
     ],
 )
-def test_impossible_paths_are_refused(build, error: type[Exception], message: str) -> None:
+def test_impossible_paths_are_refused(build: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
 

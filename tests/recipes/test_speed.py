@@ -13,6 +13,7 @@ from flowbook import cli, models, recipes
 from flowbook.models import DiT, UNet
 from flowbook.recipes import speed
 from flowbook.training import TrainConfig
+from flowbook.training.config import PrecisionName
 from flowbook.training.precision import Precision, choose_device
 
 
@@ -34,7 +35,7 @@ def test_the_parts_make_the_step_and_the_rates_follow_from_it() -> None:
 def test_every_kind_of_step_is_timed(recipe: str, changes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     plain = UNet.forward
-    monkeypatch.setattr(UNet, "forward", lambda self, x, *rest: (sizes.append(len(x)), plain(self, x, *rest))[1])
+    monkeypatch.setattr(UNet, "forward", lambda self, x, *rest: (sizes.append(len(x)), plain(self, x, *rest))[1])  # type: ignore[func-returns-value]
     speed.bench(recipes.read(recipe, ["train.batch_size=8", *changes]), steps=1, warmup=0)
     expected = {2} if recipe == "digits" else {8}
     assert set(sizes) - {1} == expected and len(sizes) >= 6  # one sample is looked at for its cost
@@ -121,7 +122,9 @@ def test_shared_weights_are_counted_once_for_all_processes(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("precision", "rough"), [("fp32", False), ("tf32", True), ("bf16", True)])
-def test_a_gpu_rounds_products_of_float32_as_the_precision_says_and_only_then(precision: str, rough: bool) -> None:
+def test_a_gpu_rounds_products_of_float32_as_the_precision_says_and_only_then(
+    precision: PrecisionName, rough: bool
+) -> None:
     def now() -> tuple[str, bool]:
         return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
@@ -154,7 +157,7 @@ def test_a_program_may_have_moved_torch_s_new_switches_for_float32() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_command_prints_six_lines_and_refuses_what_is_no_velocity(capsys: pytest.CaptureFixture) -> None:
+def test_the_command_prints_six_lines_and_refuses_what_is_no_velocity(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "digits", "--steps", "2", "train.batch_size=8"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and "samples a second; a step of 8 takes" in lines[2] and "% of a matrix" in lines[4]

@@ -34,6 +34,7 @@ from flowbook.guidance import guided
 from flowbook.models import MLP, UNet
 from flowbook.reflow import OnlinePairs, PairDataset, Reflow, generate_pairs
 from flowbook.reflow.pairs import PairFolder
+from flowbook.solvers import Method
 from flowbook.training import TrainConfig, fit
 from flowbook.training.batches import Plan, batches
 
@@ -68,8 +69,8 @@ def ones(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
 
 @pytest.mark.parametrize("c", [0.0, 0.75])
 @pytest.mark.parametrize("method", ["euler", "rk4", "dopri5"])
-def test_law_1_a_constant_velocity_moves_every_pair_by_itself(tmp_path: Path, c: float, method: str) -> None:
-    solver = {"method": method, "steps": None if method == "dopri5" else 3}
+def test_law_1_a_constant_velocity_moves_every_pair_by_itself(tmp_path: Path, c: float, method: Method) -> None:
+    solver: dict[str, Any] = {"method": method, "steps": None if method == "dopri5" else 3}
     pairs = generate_pairs(lambda x, t: torch.full_like(x, c), Doubles(), 40, tmp_path, name="constant", **solver)
     online = OnlinePairs(lambda x, t: torch.full_like(x, c), Doubles(), **solver).sample(40)
     for x0, x1, _ in (everything(pairs), online):
@@ -459,7 +460,7 @@ def test_a_folder_may_have_more_shards_than_a_process_may_open_files(tmp_path: P
         resource.setrlimit(resource.RLIMIT_NOFILE, usual)
 
 
-def test_a_progress_bar_tells_the_time_left(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_progress_bar_tells_the_time_left(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     generate_pairs(ones, (2,), 40, tmp_path / "a", name="ones", progress=True, **PLANE)
     assert "40/40" in capfd.readouterr().err
     generate_pairs(ones, (2,), 40, tmp_path / "b", name="ones", progress=False, **PLANE)
@@ -523,7 +524,7 @@ def test_a_copy_of_the_pairs_opens_the_files_again(tmp_path: Path) -> None:
     stored = pickle.dumps(pairs)
     assert len(stored) < 1000
     for ours, theirs in itertools.zip_longest(everything(pickle.loads(stored)), everything(pairs)):
-        assert ours is theirs is None or torch.equal(ours, theirs)
+        assert ours is theirs is None or torch.equal(ours, theirs)  # type: ignore[arg-type]
 
 
 # The teacher in the loop ----------------------------------------------------------------------------------------------
@@ -555,15 +556,15 @@ def test_law_11_online_pairs_look_at_their_arguments_when_they_are_made() -> Non
     with pytest.raises(ValueError, match="y: expected labels from 0 to 3; got 5 to 5"):
         OnlinePairs(MLP(2, num_classes=3), (2,), y=torch.tensor([5]))
     with pytest.raises(ValueError, match=r"method: .*'rk45'"):
-        OnlinePairs(ones, (2,), method="rk45").sample(1)
+        OnlinePairs(ones, (2,), method="rk45").sample(1)  # type: ignore[arg-type]
 
 
 def test_rows_are_named_by_numbers_or_by_a_mask(tmp_path: Path) -> None:
-    made = generate_pairs(ones, (2,), np.int64(10), tmp_path, name="ones", method="euler", steps=np.int64(1),
-                          seed=np.int64(3), y=torch.arange(10) % 3)  # fmt: skip
+    made = generate_pairs(ones, (2,), np.int64(10), tmp_path, name="ones", method="euler", steps=np.int64(1),  # type: ignore[arg-type]
+                          seed=np.int64(3), y=torch.arange(10) % 3)  # type: ignore[arg-type]  # fmt: skip
     assert made.labels is not None
-    assert made.batch(made.labels == 2)[2].tolist() == [2, 2, 2]
-    assert torch.equal(made.batch([3, 7])[0], made.batch(torch.tensor([3, 7]))[0])
+    assert made.batch(made.labels == 2)[2].tolist() == [2, 2, 2]  # type: ignore[union-attr]
+    assert torch.equal(made.batch([3, 7])[0], made.batch(torch.tensor([3, 7]))[0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"indices: expected a mask of shape \(10,\)"):
         made.batch(torch.ones(3, dtype=torch.bool))
     with pytest.raises(TypeError, match="indices: expected integers"):

@@ -25,6 +25,7 @@ from flowbook.reflow import (  # fmt: skip
     OnlinePairs,
     PairDataset,
     Reflow,
+    Times,
     curvature,
     distill,
     encode,
@@ -74,7 +75,7 @@ def test_uniform_times_fill_eps_to_1() -> None:
 
 
 @pytest.mark.parametrize("times", ["uniform", 4])
-def test_times_belong_to_the_sample_and_not_to_the_process(times: str | int) -> None:
+def test_times_belong_to_the_sample_and_not_to_the_process(times: Times | int) -> None:
     with keyed.keyed(seed=1, step=2, first=0):
         whole = reflow_times(times, 20)
     with keyed.keyed(seed=1, step=2, first=12):
@@ -99,8 +100,9 @@ def test_times_belong_to_the_sample_and_not_to_the_process(times: str | int) -> 
     ],
 )
 def test_law_11_wrong_times_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    defaults: dict[str, Any] = {"times": "uniform", "batch": 4}
     with pytest.raises(error, match=message):
-        reflow_times(**{"times": "uniform", "batch": 4} | arguments)
+        reflow_times(**defaults | arguments)
 
 
 # The loss, against numbers worked out by hand -------------------------------------------------------------------------
@@ -142,7 +144,7 @@ def test_the_loss_of_a_batch_is_the_one_worked_out_by_hand(options: dict[str, An
 @pytest.mark.parametrize("times", ["uniform", "t0", "t1", 3])
 @pytest.mark.parametrize("reduce_mean", [True, False])
 def test_the_loss_of_every_time_schedule_is_that_of_a_loop_over_samples_and_dimensions(
-    shape: tuple[int, ...], times: str | int, reduce_mean: bool
+    shape: tuple[int, ...], times: Times | int, reduce_mean: bool
 ) -> None:
     x0, x1, y = normal(6, *shape), normal(6, *shape, seed=1), torch.arange(6)
     with keyed.keyed(seed=0, step=0, first=0):
@@ -176,7 +178,7 @@ def test_with_fresh_noise_it_is_the_loss_of_flow_matching() -> None:
 
 def test_the_model_s_time_is_t_itself() -> None:
     seen = []
-    reflow_loss(lambda x, t: seen.append(t) or x, X0, X1, times="t1")
+    reflow_loss(lambda x, t: seen.append(t) or x, X0, X1, times="t1")  # type: ignore[func-returns-value]
     assert torch.equal(seen[0], torch.ones(2, dtype=torch.float64))
 
 
@@ -219,8 +221,9 @@ def test_options_that_do_not_go_together_are_refused_with_the_reason(
     ],
 )  # fmt: skip
 def test_law_11_what_does_not_fit_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    defaults: dict[str, Any] = {"velocity": linear, "x0": X0, "x1": X1}
     with pytest.raises(error, match=message):
-        reflow_loss(**{"velocity": linear, "x0": X0, "x1": X1} | arguments)
+        reflow_loss(**defaults | arguments)
 
 
 def test_reflow_refuses_a_batch_without_its_noise() -> None:
@@ -233,7 +236,7 @@ def test_reflow_refuses_a_batch_without_its_noise() -> None:
 
 @pytest.mark.parametrize("c", [0.0, -1.5])
 @pytest.mark.parametrize("times", ["uniform", "t0", "t1", 5])
-def test_law_1_pairs_of_a_constant_velocity_are_learned_by_it_alone(c: float, times: str | int) -> None:
+def test_law_1_pairs_of_a_constant_velocity_are_learned_by_it_alone(c: float, times: Times | int) -> None:
     x0 = normal(16, 2, 3)
     assert float(reflow_loss(constant(c), x0, x0 + c, times=times)) < 1e-30
     assert float(reflow_loss(constant(-c - 1), x0, x0 + c, times=times)) == pytest.approx((2 * c + 1) ** 2)
@@ -315,7 +318,7 @@ def two_rounds() -> dict[str, Any]:
     exact = two_gaussians().as_velocity(LinearPath())
     torch.manual_seed(0)
     student = MLP(2, hidden=64)
-    flows = [exact, *rectify(exact, (2,), 2, PLANE, n=10_000, student=student, name="exact", **SOLVER)]
+    flows: list[Any] = [exact, *rectify(exact, (2,), 2, PLANE, n=10_000, student=student, name="exact", **SOLVER)]
     x0 = torch.randn(4000, 2, generator=seeded(7))
     ends = [sample(flow, x0, method="rk4", steps=50).x for flow in flows]
     return {"flows": flows, "x0": x0, "ends": ends}
@@ -447,4 +450,4 @@ def test_law_11_rectify_names_what_is_wrong_before_any_work(
 
 
 def test_numpy_s_integers_are_integers_for_times() -> None:
-    assert set(reflow_times(np.int64(4), 200, eps=0.0).tolist()) == {0.0, 0.25, 0.5, 0.75}
+    assert set(reflow_times(np.int64(4), 200, eps=0.0).tolist()) == {0.0, 0.25, 0.5, 0.75}  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from flowbook.cnf import MaximumLikelihood, bits_of_images, log_prob, nll_loss
 from flowbook.guidance import guided
 from flowbook.paths import LinearPath
 from flowbook.reflow import OnlinePairs, generate_pairs
-from flowbook.solvers import Solver, as_solver, sample, solve
+from flowbook.solvers import Method, Solver, as_solver, sample, solve
 
 GRID = [0.0, 0.1, 0.4, 1.0]
 
@@ -43,7 +43,7 @@ def test_without_a_method_steps_and_grids_take_midpoint_and_the_rest_dopri5() ->
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_solver_is_read_back_from_its_word(method: str) -> None:
+def test_a_solver_is_read_back_from_its_word(method: Method) -> None:
     solver = Solver(**options(method, steps=7, tolerance=3e-4))
     assert Solver.parse(str(solver)) == solver and eval(repr(solver), {"Solver": Solver.parse}) == solver
     assert hash(Solver.parse(str(solver))) == hash(solver) and solver.fixed == (method in FIXED)
@@ -163,13 +163,14 @@ def test_law_11_misuse_of_the_mechanism_is_named_everywhere_before_anything_is_s
         ({"method": "rk45"}, ValueError, "method: .*rk45"),
     ):
         velocity = Counting()
-        with pytest.raises(error, match=message):  # type: ignore[arg-type]
+        with pytest.raises(error, match=message):
             use(velocity, **how)
         assert velocity.times == []
 
 
 def test_pairs_images_and_scores_take_a_solver_too(tmp_path: Path) -> None:
-    for n, fields in enumerate(({"method": "heun", "steps": 3}, {"method": "rk4", "grid": GRID})):
+    ways: list[dict[str, Any]] = [{"method": "heun", "steps": 3}, {"method": "rk4", "grid": GRID}]
+    for n, fields in enumerate(ways):
         a, b = draw(tmp_path / f"a{n}", **fields), draw(tmp_path / f"b{n}", solver=Solver(**fields))
         assert torch.equal(a, b)
     images = data.generate_images(Counting(), (1, 4, 4), 4, tmp_path / "images", name="v", grid=GRID)
@@ -209,7 +210,7 @@ def test_a_grid_of_other_ends_is_refused() -> None:
 
 @pytest.mark.parametrize("method", ADAPTIVE)
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)])
-def test_an_adaptive_method_stops_at_max_calls_and_says_where(method: str, ends: tuple[float, float]) -> None:
+def test_an_adaptive_method_stops_at_max_calls_and_says_where(method: Method, ends: tuple[float, float]) -> None:
     stiff = Counting()
     with pytest.raises(RuntimeError, match=rf"max_calls: {method} has used up its 50 evaluations at t = .*Allow more"):
         solve(lambda x, t: -1e6 * stiff(x, t), X, *ends, method=method, max_calls=50)
@@ -241,7 +242,9 @@ HALF = [torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("steps", [10, 100, 1000])
 @pytest.mark.parametrize("method", FIXED)
-def test_a_solve_in_half_agrees_with_float32_to_its_own_resolution(dtype: torch.dtype, steps: int, method: str) -> None:
+def test_a_solve_in_half_agrees_with_float32_to_its_own_resolution(
+    dtype: torch.dtype, steps: int, method: Method
+) -> None:
     x = (torch.arange(8.0).reshape(4, 2) - 3.5) / 2
     exactly = {
         "constant": lambda x, t: torch.ones_like(x),
@@ -282,11 +285,12 @@ def test_the_package_s_networks_take_half_and_know_the_time_as_well_as_in_float3
     name: str, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    network: Any = {
+    makes: dict[str, Any] = {
         "mlp": lambda: models.MLP(2, hidden=16),
         "unet": lambda: models.UNet(1, 8, width=8, multipliers=(1, 2), blocks=1),
         "dit": lambda: models.DiT(1, 8, width=32, depth=1, heads=2),
-    }[name]()
+    }
+    network = makes[name]()
     x = torch.randn(4, 2) if name == "mlp" else torch.randn(4, 1, 8, 8)
     whole = sample(network, x, method="heun", steps=8).x
     half = sample(network.to(dtype), x.to(dtype), method="heun", steps=8).x

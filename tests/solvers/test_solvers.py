@@ -17,8 +17,8 @@ from flowbook.divergence import divergence, rademacher
 from flowbook.flow_matching import flow_matching_loss
 from flowbook.guidance import guided
 from flowbook.models import MLP
-from flowbook.paths import LinearPath, as_velocity
-from flowbook.solvers import Solution, sample, solve
+from flowbook.paths import LinearPath, Path, as_velocity
+from flowbook.solvers import Method, Solution, sample, solve
 
 methods = pytest.mark.parametrize("method", METHODS)
 fixed = pytest.mark.parametrize("method", FIXED)
@@ -51,7 +51,7 @@ def swirl(x: Tensor, t: Tensor) -> Tensor:
 @methods
 @pytest.mark.parametrize("shape", [(5,), (3, 2), (2, 3, 4, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_zero_velocity_is_the_identity(method: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_zero_velocity_is_the_identity(method: Method, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = normal(*shape).to(dtype)
     rounding = 0.0 if method in FIXED else 64 * torch.finfo(dtype).eps  # of torchdiffeq's interpolation at t1
     for t0, t1 in WINDOWS:
@@ -64,21 +64,21 @@ def test_zero_velocity_is_the_identity(method: str, shape: tuple[int, ...], dtyp
 
 @methods
 @pytest.mark.parametrize(("t0", "t1"), WINDOWS)
-def test_constant_velocity_moves_by_c_times_the_signed_time(method: str, t0: float, t1: float) -> None:
+def test_constant_velocity_moves_by_c_times_the_signed_time(method: Method, t0: float, t1: float) -> None:
     x, c = normal(3, 2), torch.tensor([2.0, -0.5], dtype=torch.float64)
     moved = solve(lambda x, t: c.expand_as(x), x, t0, t1, **options(method)).x
     torch.testing.assert_close(moved, x + c * (t1 - t0), rtol=1e-12, atol=1e-12)
 
 
 @methods
-def test_sampling_moves_by_plus_c_and_back_by_minus_c(method: str) -> None:
+def test_sampling_moves_by_plus_c_and_back_by_minus_c(method: Method) -> None:
     x, c = normal(3, 2), torch.tensor([2.0, -0.5], dtype=torch.float64)
     torch.testing.assert_close(sample(lambda x, t: c.expand_as(x), x, **options(method)).x, x + c)
     torch.testing.assert_close(solve(lambda x, t: c.expand_as(x), x, 1.0, 0.0, **options(method)).x, x - c)
 
 
 @methods
-def test_zero_and_constant_velocity_through_the_other_entry_points(method: str) -> None:
+def test_zero_and_constant_velocity_through_the_other_entry_points(method: Method) -> None:
     x, y = normal(4, 2), torch.zeros(4, dtype=torch.long)
     c = torch.tensor([2.0, -0.5], dtype=torch.float64)
 
@@ -106,10 +106,12 @@ def test_zero_and_constant_velocity_in_losses_metrics_and_divergence() -> None:
     assert float(flow_matching_loss(constant, x0 + c, x0=x0)) == pytest.approx(0, abs=1e-28)
     assert float(flow_matching_loss(zero, x0 + c, x0=x0)) == pytest.approx(float(c.square().mean()))
     assert float(flow_matching_loss(lambda x, t: -constant(x, t), x0 + c, x0=x0)) == pytest.approx(4.25 * 2)
+    velocity: Any
     for velocity, energy in ((zero, 0.0), (constant, 4.25)):
         assert metrics.path_energy(velocity, x0, steps=4) == pytest.approx(energy)
         assert metrics.straightness(velocity, x0, steps=4) == pytest.approx(0, abs=1e-28)
-        for extra in ({}, {"method": "hutchinson", "noise": rademacher(2, like=x0)}):
+        ways: list[dict[str, Any]] = [{}, {"method": "hutchinson", "noise": rademacher(2, like=x0)}]
+        for extra in ways:
             v, div = divergence(velocity, x0, 0.5, **extra)
             assert torch.equal(v, velocity(x0, 0.5)) and torch.equal(div, torch.zeros(4, dtype=torch.float64))
     assert metrics.normalised_path_energy(constant, x0, x0 + c, steps=4) == pytest.approx(0, abs=1e-12)
@@ -120,7 +122,7 @@ def test_zero_and_constant_velocity_in_losses_metrics_and_divergence() -> None:
 
 @adaptive
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-6])
-def test_forward_then_back_returns_within_the_tolerance(method: str, tolerance: float) -> None:
+def test_forward_then_back_returns_within_the_tolerance(method: Method, tolerance: float) -> None:
     x = normal(6, 2)
     there = solve(swirl, x, rtol=tolerance, atol=tolerance, method=method).x
     back = solve(swirl, there, 1.0, 0.0, rtol=tolerance, atol=tolerance, method=method).x
@@ -132,14 +134,14 @@ def test_forward_then_back_returns_within_the_tolerance(method: str, tolerance: 
 @pytest.mark.parametrize(
     ("method", "error"), [("euler", 0.1), ("midpoint", 1e-3), ("heun", 1e-3), ("rk4", 1e-7), ("ab3", 1e-4)]
 )
-def test_forward_then_back_returns_to_the_order_of_the_method(method: str, error: float) -> None:
+def test_forward_then_back_returns_to_the_order_of_the_method(method: Method, error: float) -> None:
     x = normal(6, 2)
     back = solve(swirl, solve(swirl, x, method=method, steps=64).x, 1.0, 0.0, method=method, steps=64).x
     assert (back - x).abs().max() < error
 
 
 @pytest.mark.parametrize("path", ALL_PATHS, ids=repr)
-def test_a_mixture_s_flow_goes_back_to_its_noise(path) -> None:
+def test_a_mixture_s_flow_goes_back_to_its_noise(path: Path) -> None:
     velocity, x0 = MIXTURE.as_velocity(path), normal(16, 2)
     x1 = sample(velocity, x0, rtol=1e-9, atol=1e-9).x
     torch.testing.assert_close(solve(velocity, x1, 1.0, 0.0, rtol=1e-9, atol=1e-9).x, x0, rtol=0, atol=1e-5)
@@ -147,7 +149,7 @@ def test_a_mixture_s_flow_goes_back_to_its_noise(path) -> None:
 
 @pytest.mark.parametrize(("method", "order"), ORDERS.items())
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0), (0.1, 0.6)])
-def test_halving_the_step_divides_the_error_by_2_to_the_order(method: str, order: int, t0: float, t1: float) -> None:
+def test_halving_the_step_divides_the_error_by_2_to_the_order(method: Method, order: int, t0: float, t1: float) -> None:
     x = torch.linspace(0.5, 1.5, 5, dtype=torch.float64)[:, None]
     exact = growth_solution(x, t1) / math.exp(math.sin(3 * t0))
     errors = [float((solve(growth, x, t0, t1, method=method, steps=n).x - exact).abs().max()) for n in (160, 320)]
@@ -156,7 +158,7 @@ def test_halving_the_step_divides_the_error_by_2_to_the_order(method: str, order
 
 @fixed
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (0.9, 0.2)])
-def test_steps_of_unequal_lengths_have_the_order_of_the_method(method: str, t0: float, t1: float) -> None:
+def test_steps_of_unequal_lengths_have_the_order_of_the_method(method: Method, t0: float, t1: float) -> None:
     x = normal(3, 2)
 
     def error(steps: int) -> float:
@@ -170,7 +172,7 @@ def test_steps_of_unequal_lengths_have_the_order_of_the_method(method: str, t0: 
 
 @fixed
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (0.8, 0.25)])
-def test_an_even_grid_is_as_many_steps(method: str, t0: float, t1: float) -> None:
+def test_an_even_grid_is_as_many_steps(method: Method, t0: float, t1: float) -> None:
     x, grid = normal(3, 2), [t0 + (t1 - t0) * n / 8 for n in range(9)]
     by_grid = solve(swirl, x, t0, t1, method=method, grid=grid, save_at=[t0, 0.5, t1])
     by_steps = solve(swirl, x, t0, t1, method=method, steps=8, save_at=[t0, 0.5, t1])
@@ -180,7 +182,7 @@ def test_an_even_grid_is_as_many_steps(method: str, t0: float, t1: float) -> Non
 
 @adaptive
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0)])
-def test_adaptive_methods_meet_the_tolerance(method: str, t0: float, t1: float) -> None:
+def test_adaptive_methods_meet_the_tolerance(method: Method, t0: float, t1: float) -> None:
     x = torch.linspace(0.5, 1.5, 5, dtype=torch.float64)[:, None]
     exact = growth_solution(x, t1) / math.exp(math.sin(3 * t0))
     error = (solve(growth, x, t0, t1, method=method, rtol=1e-6, atol=1e-6).x - exact).abs().max()
@@ -193,7 +195,7 @@ def test_adaptive_methods_meet_the_tolerance(method: str, t0: float, t1: float) 
 @fixed
 @pytest.mark.parametrize("steps", [1, 7])
 @pytest.mark.parametrize("save_at", [None, [0.0, 0.3, 0.31, 1.0]])
-def test_nfe_of_fixed_steps(method: str, steps: int, save_at: list[float] | None) -> None:
+def test_nfe_of_fixed_steps(method: Method, steps: int, save_at: list[float] | None) -> None:
     recorder = Recorder(swirl)
     solution = solve(recorder, normal(3, 2), method=method, steps=steps, save_at=save_at)
     assert solution.nfe == len(recorder.times) == CALLS[method] * steps + EXTRA.get(method, 0)
@@ -201,14 +203,14 @@ def test_nfe_of_fixed_steps(method: str, steps: int, save_at: list[float] | None
 
 @adaptive
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
-def test_nfe_of_adaptive_methods(method: str, tolerance: float) -> None:
+def test_nfe_of_adaptive_methods(method: Method, tolerance: float) -> None:
     recorder = Recorder(swirl)
     solution = solve(recorder, normal(3, 2), method=method, rtol=tolerance, atol=tolerance)
     assert solution.nfe == len(recorder.times) > 5
 
 
 @methods
-def test_a_guided_velocity_counts_two_and_a_twice_guided_four(method: str) -> None:
+def test_a_guided_velocity_counts_two_and_a_twice_guided_four(method: Method) -> None:
     y = torch.ones(3, dtype=torch.long)
     recorder = Recorder(swirl)
     once = solve(guided(recorder, 2.0, 0), normal(3, 2), y=y, **options(method))
@@ -234,7 +236,7 @@ FIELDS: dict[str, Any] = {
 @methods
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize(("t0", "t1"), WINDOWS)
-def test_the_velocity_is_never_called_outside_the_interval(method: str, name: str, t0: float, t1: float) -> None:
+def test_the_velocity_is_never_called_outside_the_interval(method: Method, name: str, t0: float, t1: float) -> None:
     if name == "stiff" and t0 > t1:
         t0, t1 = 0.55, 0.5  # backward it grows by exp(200 t)
     recorder = Recorder(FIELDS[name])
@@ -244,7 +246,7 @@ def test_the_velocity_is_never_called_outside_the_interval(method: str, name: st
 
 
 @methods
-def test_in_float32_no_time_leaves_the_interval_by_more_than_its_own_rounding(method: str) -> None:
+def test_in_float32_no_time_leaves_the_interval_by_more_than_its_own_rounding(method: Method) -> None:
     recorder = Recorder(swirl)
     solve(recorder, normal(3, 2).float(), 0.1, 0.7, **options(method, steps=9, tolerance=1e-4))
     low, high = float(torch.tensor(0.1, dtype=torch.float32)), float(torch.tensor(0.7, dtype=torch.float32))
@@ -256,7 +258,7 @@ def test_in_float32_no_time_leaves_the_interval_by_more_than_its_own_rounding(me
 
 @methods
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0), (0.2, 0.7)])
-def test_save_at_changes_neither_the_steps_nor_the_result(method: str, t0: float, t1: float) -> None:
+def test_save_at_changes_neither_the_steps_nor_the_result(method: Method, t0: float, t1: float) -> None:
     x = normal(3, 2)
     plain, saving = Recorder(swirl), Recorder(swirl)
     without = solve(plain, x, t0, t1, **options(method))
@@ -271,7 +273,7 @@ def test_save_at_changes_neither_the_steps_nor_the_result(method: str, t0: float
 
 
 @pytest.mark.parametrize("method", [method for method in FIXED if method != "ab3"])  # which remembers earlier steps
-def test_states_saved_on_the_grid_are_the_steps_own(method: str) -> None:
+def test_states_saved_on_the_grid_are_the_steps_own(method: Method) -> None:
     x = normal(3, 2)
     grid = torch.linspace(0, 1, 9, dtype=torch.float64)
     trajectory = solve(swirl, x, method=method, steps=8, save_at=grid).trajectory
@@ -281,7 +283,7 @@ def test_states_saved_on_the_grid_are_the_steps_own(method: str) -> None:
         torch.testing.assert_close(trajectory[n], stepped, rtol=1e-12, atol=1e-12)
 
 
-def dense_error(method: str, back: bool = False, **how: Any) -> float:
+def dense_error(method: Method, back: bool = False, **how: Any) -> float:
     x = torch.linspace(0.5, 1.5, 5, dtype=torch.float64)[:, None]
     times = torch.linspace(0, 1, 38, dtype=torch.float64)
     exact = torch.stack([growth_solution(x, float(t)) for t in times])
@@ -296,7 +298,7 @@ def dense_error(method: str, back: bool = False, **how: Any) -> float:
 
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 3), ("ab3", 3)])
-def test_states_between_the_steps_are_exact_to_their_order(method: str, order: int, back: bool) -> None:
+def test_states_between_the_steps_are_exact_to_their_order(method: Method, order: int, back: bool) -> None:
     coarse, fine = dense_error(method, back, steps=40), dense_error(method, back, steps=160)
     assert coarse / fine > 0.8 * 4**order
 
@@ -306,7 +308,7 @@ def test_states_between_the_steps_are_exact_to_their_order(method: str, order: i
     ("method", "bound"),
     [("dopri5", 5e-6), ("adaptive_heun", 1e-5), ("dopri8", 1e-3), ("bosh3", 2e-3), ("fehlberg2", 2e-3)],
 )
-def test_states_between_adaptive_steps_are_as_exact_as_documented(method: str, bound: float, back: bool) -> None:
+def test_states_between_adaptive_steps_are_as_exact_as_documented(method: Method, bound: float, back: bool) -> None:
     tolerance = 1e-6 if method != "dopri5" else 1e-7
     assert dense_error(method, back, rtol=tolerance, atol=tolerance) < bound
 
@@ -332,7 +334,7 @@ class Noisy(nn.Module):
 @pytest.mark.parametrize(
     "wrap", [lambda v: v, lambda v: guided(v, 2.0, 0), lambda v: as_velocity(v, LinearPath(), "velocity")]
 )
-def test_the_model_runs_in_eval_mode_and_gets_its_modes_back(method: str, wrap) -> None:
+def test_the_model_runs_in_eval_mode_and_gets_its_modes_back(method: Method, wrap: Any) -> None:
     model = Noisy().train()
     model.frozen.eval()
     before = [module.training for module in model.modules()]
@@ -344,7 +346,7 @@ def test_the_model_runs_in_eval_mode_and_gets_its_modes_back(method: str, wrap) 
 
 
 @methods
-def test_modes_come_back_after_an_error(method: str) -> None:
+def test_modes_come_back_after_an_error(method: Method) -> None:
     class Failing(nn.Module):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             raise ArithmeticError("failed inside")
@@ -357,7 +359,7 @@ def test_modes_come_back_after_an_error(method: str) -> None:
 
 @methods
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (0.5, 0.5)])
-def test_no_gradients_unless_asked(method: str, t0: float, t1: float) -> None:
+def test_no_gradients_unless_asked(method: Method, t0: float, t1: float) -> None:
     model, x = MLP(2, hidden=8), torch.zeros(3, 2, requires_grad=True)
     save_at = None if t0 == t1 else [t0, 0.4, t1]
     solution = solve(model, x, t0, t1, save_at=save_at, **options(method, tolerance=1e-3))
@@ -368,7 +370,7 @@ def test_no_gradients_unless_asked(method: str, t0: float, t1: float) -> None:
 
 @methods
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0)])
-def test_gradients_through_the_solver_are_those_of_the_flow(method: str, t0: float, t1: float) -> None:
+def test_gradients_through_the_solver_are_those_of_the_flow(method: Method, t0: float, t1: float) -> None:
     # dx/dt = a x: x1 = x0 exp(a), so d x1 / d x0 = exp(a) and d x1 / d a = x0 exp(a).
     sign = t1 - t0
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -383,7 +385,9 @@ def test_gradients_through_the_solver_are_those_of_the_flow(method: str, t0: flo
 @fixed
 @pytest.mark.parametrize("save_at", [None, [0.0, 0.3, 1.0]])
 @pytest.mark.parametrize("backend", ["aot_eager"])
-def test_torch_compile_takes_a_fixed_step_solve_whole(method: str, save_at: list[float] | None, backend: str) -> None:
+def test_torch_compile_takes_a_fixed_step_solve_whole(
+    method: Method, save_at: list[float] | None, backend: str
+) -> None:
     torch.compiler.reset()
     model, x = MLP(2, hidden=8), torch.randn(3, 2)
 
@@ -400,16 +404,16 @@ def test_torch_compile_takes_a_fixed_step_solve_whole(method: str, save_at: list
 
 @methods
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_dtype_and_shape_are_kept(method: str, dtype: torch.dtype) -> None:
+def test_dtype_and_shape_are_kept(method: Method, dtype: torch.dtype) -> None:
     x = normal(2, 3, 4, 4).to(dtype)
     solution = solve(Recorder(lambda x, t: -x), x, save_at=[0, 0.5, 1], **options(method, tolerance=1e-2))
-    assert isinstance(solution, Solution)
+    assert isinstance(solution, Solution) and solution.trajectory is not None
     assert solution.x.dtype == solution.trajectory.dtype == dtype and solution.x.shape == x.shape
     assert solution.times.dtype == torch.promote_types(dtype, torch.float32)
 
 
 @methods
-def test_labels_reach_every_call_and_are_left_out_when_there_are_none(method: str) -> None:
+def test_labels_reach_every_call_and_are_left_out_when_there_are_none(method: Method) -> None:
     recorder, y = Recorder(swirl), torch.tensor([1, 0, 2])
     solve(recorder, normal(3, 2), y=y, **options(method))
     assert all(label is y for label in recorder.labels)
@@ -417,15 +421,15 @@ def test_labels_reach_every_call_and_are_left_out_when_there_are_none(method: st
 
 
 @methods
-def test_an_empty_interval_or_batch_costs_nothing(method: str) -> None:
+def test_an_empty_interval_or_batch_costs_nothing(method: Method) -> None:
     recorder, x = Recorder(swirl), normal(3, 2)
     assert torch.equal(solve(recorder, x, 0.3, 0.3, **options(method)).x, x)
-    assert solve(recorder, x[:0], save_at=[0, 0.5, 1], **options(method)).trajectory.shape == (3, 0, 2)
+    assert solve(recorder, x[:0], save_at=[0, 0.5, 1], **options(method)).trajectory.shape == (3, 0, 2)  # type: ignore[union-attr]
     assert recorder.times == []
 
 
 @methods
-def test_the_input_is_left_alone_also_when_it_is_not_contiguous(method: str) -> None:
+def test_the_input_is_left_alone_also_when_it_is_not_contiguous(method: Method) -> None:
     x = normal(2, 3).T
     before = x.clone()
     result = solve(swirl, x, **options(method)).x
@@ -434,7 +438,7 @@ def test_the_input_is_left_alone_also_when_it_is_not_contiguous(method: str) -> 
 
 
 @fixed
-def test_with_fixed_steps_a_point_does_not_depend_on_the_rest_of_its_batch(method: str) -> None:
+def test_with_fixed_steps_a_point_does_not_depend_on_the_rest_of_its_batch(method: Method) -> None:
     x = normal(8, 2)
     together, alone = (solve(swirl, points, method=method, steps=8).x[:2] for points in (x, x[:2]))
     torch.testing.assert_close(together, alone, rtol=1e-14, atol=1e-14)
@@ -442,14 +446,14 @@ def test_with_fixed_steps_a_point_does_not_depend_on_the_rest_of_its_batch(metho
 
 @adaptive
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_adaptive_method_that_cannot_go_on_says_why(method: str, dtype: torch.dtype) -> None:
+def test_an_adaptive_method_that_cannot_go_on_says_why(method: Method, dtype: torch.dtype) -> None:
     x = torch.ones(2, 2, dtype=dtype)
     with pytest.raises(RuntimeError, match=f"{method} failed.*not finite or changes too fast.*rtol"):
         solve(lambda x, t: x / (t - 0.5).clamp_min(0) * 0 + torch.where(t > 0.5, NAN, 1.0), x, method=method)
 
 
 @pytest.mark.parametrize("method", FIXED)
-def test_fixed_steps_that_end_in_nan_say_so(method: str) -> None:
+def test_fixed_steps_that_end_in_nan_say_so(method: Method) -> None:
     x = torch.ones(2, 2)
     with pytest.raises(RuntimeError, match=f"{method} with 4 steps ended with 2 of 4 numbers NaN or infinite"):
         solve(lambda x, t: x * torch.tensor([1.0, NAN]), x, method=method, steps=4)
@@ -459,7 +463,7 @@ def test_fixed_steps_that_end_in_nan_say_so(method: str) -> None:
 
 def test_numpy_s_numbers_are_numbers_and_an_autocast_velocity_may_be_shorter() -> None:
     x = torch.ones(2, 2)
-    solution = solve(lambda x, t: x, x, np.float64(0), np.float32(1), method="euler", steps=np.int64(2))
+    solution = solve(lambda x, t: x, x, np.float64(0), np.float32(1), method="euler", steps=np.int64(2))  # type: ignore[arg-type]
     assert torch.equal(solution.x, solve(lambda x, t: x, x, method="euler", steps=2).x) and solution.x.dtype == x.dtype
     weight = torch.eye(2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -499,7 +503,9 @@ MISUSE = [
 
 @methods
 @pytest.mark.parametrize(("change", "error", "message"), MISUSE)
-def test_misuse_names_the_argument(method: str, change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_misuse_names_the_argument(
+    method: Method, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
     arguments: dict[str, Any] = {"velocity": lambda x, t, y=None: x, "x": X, **options(method), **change}
     with pytest.raises(error, match=message):
         solve(**arguments)
@@ -536,7 +542,7 @@ def test_misuse_of_the_method_names_the_argument(change: dict[str, Any], error: 
 @pytest.mark.parametrize("name", ["t0", "t1"])
 def test_sample_always_runs_from_0_to_1(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name}: sample runs from 0 to 1"):
-        sample(lambda x, t: x, X, **{name: 0.5})
+        sample(lambda x, t: x, X, **{name: 0.5})  # type: ignore[arg-type]
 
 
 def test_a_solve_can_be_mapped() -> None:
@@ -562,7 +568,7 @@ def test_a_compiled_solve_runs_a_module_in_eval_mode_too() -> None:
 
 @pytest.mark.parametrize(("method", "tolerance"), [("bosh3", 1e-5), ("dopri8", 1e-5), ("dopri8", 1e-9)])
 def test_between_the_steps_of_some_methods_the_state_is_less_exact_than_at_the_end(
-    method: str, tolerance: float
+    method: Method, tolerance: float
 ) -> None:
     velocity, x = eight_gaussians().as_velocity(LinearPath()), normal(50, 2)
     times = torch.linspace(0, 1, 41, dtype=torch.float64)

@@ -264,7 +264,7 @@ def test_out_of_memory_says_which_batch_would_fit(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_with_the_parts_that_the_error_named(tmp_path: Path) -> None:
-    settings = {"steps": 6, "batch_size": 64}
+    settings: dict[str, Any] = {"steps": 6, "batch_size": 64}
     fit(mlp(), FlowMatching(), data.moons(), TrainConfig(**settings), out=tmp_path, stop_after=3)
     after = fit(mlp(), FlowMatching(), data.moons(), TrainConfig(**settings, accumulate=8), out=tmp_path)
     alone = fit(mlp(), FlowMatching(), data.moons(), TrainConfig(**settings))
@@ -295,7 +295,7 @@ def test_a_full_disk_ends_in_one_line_and_earlier_checkpoints_stay(tmp_path: Pat
     assert whole == {path: path.read_bytes() for path in (tmp_path / "other").rglob("*.safetensors")}
 
 
-def test_a_folder_that_cannot_be_written_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_folder_that_cannot_be_written_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from flowbook import cli
 
     (tmp_path / "plane.yaml").write_text(RECIPE)
@@ -308,7 +308,7 @@ def test_a_folder_that_cannot_be_written_ends_in_one_line(tmp_path: Path, capsys
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "PATIENCE", 0.2)
-    said = []
+    said: list[str] = []
 
     def also(velocity: nn.Module, batch: Any) -> torch.Tensor:
         if not said:

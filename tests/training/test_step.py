@@ -82,8 +82,8 @@ def test_a_step_is_the_one_written_by_hand(accumulate: int, clip: float | None) 
 def test_micro_batches_are_the_batch_with_its_labels() -> None:
     y = torch.arange(12)
     parts = list(micro_batches((X[:12], y), 3))
-    assert torch.equal(torch.cat([part[0] for part in parts]), X[:12])  # type: ignore[index, misc]
-    assert [part[1].tolist() for part in parts] == y.reshape(3, 4).tolist()  # type: ignore[union-attr, index]
+    assert torch.equal(torch.cat([part[0] for part in parts]), X[:12])
+    assert [part[1].tolist() for part in parts] == y.reshape(3, 4).tolist()
     assert next(micro_batches(X, 1)) is X
 
 
@@ -170,7 +170,7 @@ def test_the_package_s_losses_say_what_they_are(tmp_path: Path) -> None:
     assert not CompleteLoss(models.CrossEntropy()).trains_velocity
     schedule = NoiseSchedule.cosine(20)
     for prediction in ("noise", "data", "v"):
-        loss = Diffusion(schedule, prediction)  # type: ignore[arg-type]
+        loss = Diffusion(schedule, prediction)
         described = CompleteLoss(loss).describe()
         assert described is not None and described["class"] == "flowbook.diffusion.loss.Diffusion"
         again = Diffusion.from_description(json.loads(json.dumps(described["arguments"])))
@@ -266,7 +266,7 @@ def test_the_trial_leaves_numbers_modes_and_random_state_alone() -> None:
             return self.drop(self.layer(self.norm(x)))
 
     torch.manual_seed(0)
-    model = Normed()
+    model: Any = Normed()
     fit(model, FlowMatching(), X, config(steps=1))
     assert int(model.norm.num_batches_tracked) == 1 and model.training
 
@@ -424,7 +424,7 @@ def test_the_validation_loss_is_in_the_log_always_with_the_same_noise(held_out: 
     assert torch.equal(same, looked) and len(without) == 4  # looking changes no bit of the run
 
 
-def test_plain_lines_where_they_are_asked_for(capsys: pytest.CaptureFixture) -> None:
+def test_plain_lines_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     fit(mlp(), FlowMatching(), X, config(), progress="lines", validation=X)
     lines = capsys.readouterr().err.strip().splitlines()
     assert [line.split(":")[0] for line in lines] == ["step 2/6", "step 4/6", "step 6/6"]
@@ -451,7 +451,7 @@ def test_a_run_that_fails_leaves_no_thread(tmp_path: Path) -> None:
 
 
 def test_the_board_keeps_the_step_at_which_a_run_goes_on(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     for stop in (2, 6):
         fit(mlp(), FlowMatching(), X, config(), out=tmp_path, stop_after=stop)

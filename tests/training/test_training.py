@@ -108,7 +108,9 @@ def config(**settings: Any) -> TrainConfig:
 
 
 @runs
-def test_20_steps_are_10_and_a_resume_and_10_bit_for_bit(make, loss, source, settings, more, tmp_path: Path) -> None:
+def test_20_steps_are_10_and_a_resume_and_10_bit_for_bit(
+    make: Any, loss: Any, source: Any, settings: dict[str, Any], more: dict[str, Any], tmp_path: Path
+) -> None:
     whole = fit(make(), loss, source, config(**settings), out=tmp_path / "whole", **more)
     first = fit(make(), loss, source, config(**settings), out=tmp_path / "cut", stop_after=10, **more)
     assert first.step == 10 and first.losses.shape == (10,)
@@ -125,7 +127,9 @@ def test_20_steps_are_10_and_a_resume_and_10_bit_for_bit(make, loss, source, set
 
 
 @runs
-def test_the_same_run_twice_is_the_same_and_another_seed_is_another(make, loss, source, settings, more) -> None:
+def test_the_same_run_twice_is_the_same_and_another_seed_is_another(
+    make: Any, loss: Any, source: Any, settings: dict[str, Any], more: dict[str, Any]
+) -> None:
     torch.manual_seed(1)
     first = fit(make(), loss, source, config(steps=3, **settings), **more)
     torch.manual_seed(2)
@@ -200,6 +204,7 @@ def test_averaged_weights_differ_from_the_live_ones_and_are_the_ones_that_load_g
     assert not loaded.training and not result.velocity.training
     assert isinstance(loaded, MLP)
     assert_equal(load(tmp_path, model=mlp()), result.velocity)
+    assert result.checkpoint is not None
     assert_equal(load(result.checkpoint), result.velocity)
 
 
@@ -213,7 +218,7 @@ def test_the_half_life_counts_images() -> None:
     for batch_size in (1, 10, 50):
         model = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(model.weight)
-        ema = EMA(model, batch_size, half_life=100.0, ramp=INF)
+        ema: Any = EMA(model, batch_size, half_life=100.0, ramp=INF)
         nn.init.ones_(model.weight)
         for _ in range(100 // batch_size):
             ema.update()
@@ -222,7 +227,7 @@ def test_the_half_life_counts_images() -> None:
 
 def test_early_on_the_average_forgets_the_first_weights() -> None:
     model = nn.Linear(1, 1, bias=False)
-    ema = EMA(model, 10, half_life=1e9, ramp=0.05)
+    ema: Any = EMA(model, 10, half_life=1e9, ramp=0.05)
     nn.init.constant_(model.weight, 7.0)
     for _ in range(10):
         ema.update()
@@ -246,7 +251,7 @@ class Tied(nn.Module):
 def test_tied_weights_are_averaged_once_and_stored(tmp_path: Path) -> None:
     model = Tied()
     nn.init.zeros_(model.a.weight)
-    ema = EMA(model, 10, half_life=10.0, ramp=INF)
+    ema: Any = EMA(model, 10, half_life=10.0, ramp=INF)
     nn.init.ones_(model.a.weight)
     ema.update()
     torch.testing.assert_close(ema.model.b.weight, torch.full((2, 2), 0.5))
@@ -475,14 +480,14 @@ def test_a_run_is_not_continued_with_another_recipe(
 def test_numpy_s_numbers_may_be_settings_and_arguments(tmp_path: Path) -> None:
     settings = config(steps=np.int64(2), learning_rate=np.float32(0.5), seed=np.int64(1))
     assert [type(value) for value in (settings.steps, settings.learning_rate)] == [int, float]
-    model = MLP(np.int64(2), hidden=np.int64(8), num_classes=np.int64(3))
+    model = MLP(np.int64(2), hidden=np.int64(8), num_classes=np.int64(3))  # type: ignore[arg-type]
     fit(model, FlowMatching(label_dropout=np.float64(0.5)), (X, torch.arange(40) % 3), settings, out=tmp_path)
     assert load(tmp_path)(X, 0.5).shape == X.shape
 
 
 def test_a_preview_that_is_no_picture_and_a_damaged_log_are_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"preview\(velocity\): expected a torch.Tensor; got NoneType"):
-        fit(mlp(), FlowMatching(), X, config(preview_every=2), out=tmp_path / "a", preview=lambda velocity: None)
+        fit(mlp(), FlowMatching(), X, config(preview_every=2), out=tmp_path / "a", preview=lambda velocity: None)  # type: ignore[arg-type, return-value]
     fit(mlp(), FlowMatching(), X, config(), out=tmp_path / "b", stop_after=6)
     log = tmp_path / "b" / "log.jsonl"
     log.write_text(log.read_text().replace('"loss"', "loss") + '{"step": 6, "lo')  # the last line is that of a kill
@@ -492,7 +497,7 @@ def test_a_preview_that_is_no_picture_and_a_damaged_log_are_named(tmp_path: Path
 
 def test_load_takes_a_model_and_not_its_class(run_folder: Path) -> None:
     with pytest.raises(TypeError, match=r"model: expected a Module such as .*; got the class MLP itself"):
-        load(run_folder, MLP)
+        load(run_folder, MLP)  # type: ignore[arg-type]
 
 
 def test_a_finished_run_is_left_as_it_is_and_a_constant_schedule_may_go_on(run_folder: Path, tmp_path: Path) -> None:
@@ -564,7 +569,7 @@ def test_every_epoch_holds_every_sample_once_and_epochs_differ(samples: int, bat
     assert torch.equal(late.indices(3), drawn[3 * batch_size : 4 * batch_size])  # without the steps before it
 
 
-SOURCES = {
+SOURCES: dict[str, Any] = {
     "tensor": torch.arange(40.0)[:, None], "labelled": (torch.arange(40.0)[:, None], torch.arange(40)),
     "pairs": data.Unpaired(data.eight_gaussians(), data.moons()), "distribution": data.spirals(), "data set": Flipped(),
 }  # fmt: skip
@@ -588,7 +593,8 @@ def test_processes_share_the_rows_of_one_global_batch(source: Any, processes: in
 
 def test_labels_stay_with_their_samples() -> None:
     x, y = SOURCES["labelled"]
-    for x1, labels in batches((x, y), Plan(8, 0, range(9), slice(0, 8), x.device)):
+    drawn: Any = batches((x, y), Plan(8, 0, range(9), slice(0, 8), x.device))
+    for x1, labels in drawn:
         assert torch.equal(x1[:, 0].long(), labels)
 
 
@@ -617,7 +623,7 @@ def test_clipping_bounds_the_gradient() -> None:
         torch.manual_seed(0)
         model = Seen(2, hidden=8)
         fit(model, lambda v, b: 1e3 * FlowMatching()(v, b), data.moons(), config(steps=1, gradient_clip=clip))
-        return float(torch.stack([p.grad.norm() for p in model.parameters()]).norm())
+        return float(torch.stack([p.grad.norm() for p in model.parameters()]).norm())  # type: ignore[union-attr]
 
     assert step(None) > 100 and step(0.5) == pytest.approx(0.5, rel=1e-3)
 
@@ -729,6 +735,8 @@ def test_without_gradients_nothing_is_trained_and_the_error_says_why() -> None:
 class Initialised(nn.Module):
     """It takes its shift from the first batch, as activation norms do."""
 
+    done: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.network, self.shift = MLP(2, hidden=8), nn.Parameter(torch.zeros(2))
@@ -745,7 +753,7 @@ class Initialised(nn.Module):
 @pytest.mark.parametrize("half_life", [None, 1000.0])
 def test_averaged_weights_take_flags_and_counts_along(half_life: float | None) -> None:
     config = TrainConfig(steps=3, batch_size=8, ema_half_life=half_life)
-    result = fit(Initialised(), FlowMatching(), data.moons(), config)
+    result: Any = fit(Initialised(), FlowMatching(), data.moons(), config)
     assert result.velocity.done == 1
     if half_life is None:
         assert torch.equal(result.velocity.shift, result.live.shift)
