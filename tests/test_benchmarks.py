@@ -22,7 +22,7 @@ def test_tables_and_picture_of_the_page_are_written_from_the_stored_results() ->
 def test_the_picture_shows_every_library_that_its_rows_name() -> None:
     sys.path.insert(0, str(REPORT.parent))
     try:
-        import report  # type: ignore[import-not-found]
+        import report
     finally:
         sys.path.remove(str(REPORT.parent))
     dots = sum(len(peers) for _, peers in report.bars())

@@ -4,8 +4,6 @@ The environment is a new one that sees the outer one's packages, all but flowboo
 from a git address on this machine, and pip may not ask any index: what is there must be enough and must stay.
 """
 
-# mypy: untyped-calls-exclude=nbformat
-
 from __future__ import annotations
 
 import importlib.metadata
@@ -27,7 +25,7 @@ from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
-from setup_cell import UNSET, setup_cell  # type: ignore[import-not-found]  # noqa: E402
+from setup_cell import UNSET, setup_cell  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 PACKAGE = ("flowbook", "pyproject.toml", "README.md", "LICENSE")

@@ -24,7 +24,7 @@ from flowbook.paths import CosinePath, LinearPath, VPPath
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
-from setup_cell import read_home  # type: ignore[import-not-found]  # noqa: E402
+from setup_cell import read_home  # noqa: E402
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(flowbook.__path__) if not module.name.startswith("_"))
 

@@ -1,7 +1,5 @@
 """Every solution in the book is run, and ends in a line of praise from its check."""
 
-# mypy: untyped-calls-exclude="torch,nbformat"
-
 from __future__ import annotations
 
 import contextlib

@@ -1,7 +1,5 @@
 """The comparison of printed numbers in conftest, alone and through nbval."""
 
-# mypy: untyped-calls-exclude=nbformat
-
 from __future__ import annotations
 
 import subprocess

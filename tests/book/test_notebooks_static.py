@@ -3,8 +3,6 @@
 A rule is a function that takes a notebook and returns its complaints. Each is tried on a notebook that breaks it.
 """
 
-# mypy: untyped-calls-exclude=nbformat
-
 from __future__ import annotations
 
 import re
@@ -23,8 +21,8 @@ from conftest import TAG
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
-from notebooks import clean, execute, write  # type: ignore[import-not-found]  # noqa: E402
-from setup_cell import read_home, setup_cell  # type: ignore[import-not-found]  # noqa: E402
+from notebooks import clean, execute, write  # noqa: E402
+from setup_cell import read_home, setup_cell  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 TAGS = {"hide-cell", "hide-input", "hide-output", "remove-cell", "remove-input", "remove-output"}

@@ -451,7 +451,7 @@ def test_a_run_that_fails_leaves_no_thread(tmp_path: Path) -> None:
 
 
 def test_the_board_keeps_the_step_at_which_a_run_goes_on(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for stop in (2, 6):
         fit(mlp(), FlowMatching(), X, config(), out=tmp_path, stop_after=stop)
