@@ -5,12 +5,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
-# Tests of pages, notebooks and the pinned environment: they are not about the package.
 # Each of these takes a few seconds.
 FAST := tests/core tests/paths tests/metrics tests/data/test_data.py tests/models/test_models.py \
 	tests/test_analytic.py tests/test_couplings.py tests/test_flow_matching.py tests/test_import.py tests/test_layout.py \
 	tests/book/test_notebooks_static.py tests/book/test_docs.py
-OF_THE_BOOK := $(wildcard tests/book/*.py) tests/test_environment.py tests/test_benchmarks.py
+# Tests of pages, notebooks and the pinned environment: they are not about the package.
+OF_THE_BOOK := tests/book tests/test_environment.py tests/test_benchmarks.py
 MATHJAX := 3.2.2
 MATHJAX_FILE := .cache/extra/mathjax/tex-svg-full.js
 HTML := _build/html/index.html
@@ -50,7 +50,7 @@ test-faults: $(STAMP)  ## end trainings in many ways, train in several processes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m faults -n 2 --dist load
 
 test-oldest: $(OLDEST)/.installed  ## the package's tests with the oldest versions that it allows
-	$(OLDEST)/bin/python -m pytest flowbook $(filter-out $(OF_THE_BOOK),$(wildcard tests/test_*.py))
+	$(OLDEST)/bin/python -m pytest flowbook tests $(addprefix --ignore=,$(OF_THE_BOOK))
 
 page: $(STAMP)  ## run one chapter again and render it: make page CHAPTER=04
 	$(RUN) scripts/notebooks.py $(wildcard book/$(CHAPTER)*.ipynb)
