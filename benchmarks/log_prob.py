@@ -15,8 +15,8 @@ Equal on all sides is the error: for every way the cheapest setting is taken (of
 choose, of tolerance where it is adaptive) whose root mean square distance from a float64 reference is below the bound.
 The settings are tried from cheap to dear, until one is within the bound or needs twice the evaluations of the best one
 of another method; between the methods of a way the shorter time decides. A profile says what flowbook's time is spent
-on: the network itself, the D derivative products, and the rest, which is the solver. ``flowbook, beside the state`` is
-the best of flowbook's own settings without nodes, to show what they are worth.
+on: the network itself, the D Jacobian-vector products, and the rest, which is the solver. ``flowbook, beside the
+state`` is the best of flowbook's own settings without nodes, to show what they are worth.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def profile(velocity: Counted, x1: Tensor, chosen: dict[str, Any], run: Callable[[], Any]) -> dict[str, float]:
-    """Milliseconds of one log_prob that go into the network, into the derivative products, and into the rest."""
+    """Milliseconds of one log_prob that go into the network, into the Jacobian-vector products, and into the rest."""
     calls, products = chosen["calls"], chosen["products"]
     t = torch.tensor(0.5)
 

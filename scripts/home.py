@@ -1,7 +1,7 @@
 """Write the public address of the project wherever it is needed: ``python scripts/home.py owner/name``.
 
 The setting is ``repository.url`` in ``_config.yml``. It is repeated in the notebooks (setup cell, Colab links), in the
-README and in CITATION.cff, which cannot read a setting.
+README, in CITATION.cff and in pyproject.toml, which cannot read a setting.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?/[A-Za-z0-9._-
 
 def files() -> list[Path]:
     """Every file that holds the address."""
-    named = [ROOT / name for name in ("_config.yml", "README.md", "CITATION.cff")]
+    named = [ROOT / name for name in ("_config.yml", "README.md", "CITATION.cff", "pyproject.toml")]
     return named + sorted((ROOT / "book").glob("*.ipynb"))
 
 

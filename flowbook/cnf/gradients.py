@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from flowbook._core import validate
 from flowbook.solvers import Solver
-from flowbook.solvers.adaptive import cannot_go_on
+from flowbook.solvers.adaptive import adaptive_failure
 from flowbook.velocity import Velocity, evaluating
 
 
@@ -92,7 +92,7 @@ def solve_adjoint(joint: Augmented, y: Tensor | None, solver: Solver) -> Tensor:
             adjoint_params=_parameters(joint.velocity),
         )  # fmt: skip
     except AssertionError as error:  # raised for step size underflow and for a state that is not finite
-        raise cannot_go_on(solver, start, error) from error
+        raise adaptive_failure(solver, start, error) from error
     return states[-1]
 
 

@@ -33,11 +33,11 @@ def solve_adaptive(f: Field, x: Tensor, solver: Solver, times: list[float]) -> l
         with watch:
             states = odeint(inside, x, grid, rtol=solver.rtol, atol=solver.atol, method=solver.method, options=options)
     except AssertionError as error:  # raised for step size underflow and for a state that is not finite
-        raise cannot_go_on(solver, x, error) from error
+        raise adaptive_failure(solver, x, error) from error
     return list(states.unbind(0))
 
 
-def cannot_go_on(solver: Solver, x: Tensor, error: Exception) -> RuntimeError:
+def adaptive_failure(solver: Solver, x: Tensor, error: Exception) -> RuntimeError:
     """The error to raise when torchdiffeq gives up."""
     return RuntimeError(
         f"{solver.method} failed: {error}. The velocity is not finite or changes too fast for rtol={solver.rtol:g}, "

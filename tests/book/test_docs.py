@@ -164,10 +164,13 @@ def test_guidance_scale_is_one_plus_their_w() -> None:
 # The public address ---------------------------------------------------------------------------------------------------
 
 
+ADDRESSED = ("_config.yml", "README.md", "CITATION.cff", "pyproject.toml")
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The files that hold the address, and the script that sets it."""
-    for name in ("_config.yml", "README.md", "CITATION.cff"):
+    for name in ADDRESSED:
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     (tmp_path / "book").mkdir()
@@ -181,7 +184,7 @@ def make_home(copy: Path, repository: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_home_writes_the_address_everywhere_and_can_be_changed_again(copy: Path) -> None:
-    files = [path for path in copy.rglob("*") if path.suffix in (".yml", ".md", ".cff", ".ipynb")]
+    files = [path for path in copy.rglob("*") if path.suffix in (".yml", ".md", ".cff", ".toml", ".ipynb")]
     before = {path: path.read_text(encoding="utf-8") for path in files}
     old = read_home().removeprefix("https://github.com/")
     for first, second in ((old, "some-body/flow.book"), ("some-body/flow.book", "another/flowbook")):
@@ -191,7 +194,7 @@ def test_home_writes_the_address_everywhere_and_can_be_changed_again(copy: Path)
             text = path.read_text(encoding="utf-8")
             assert first not in text, path
             assert text.count(second) == before[path].count(old), path
-    assert all(before[copy / name].count(old) for name in ("_config.yml", "README.md", "CITATION.cff"))
+    assert all(before[copy / name].count(old) for name in ADDRESSED)
     config = yaml.safe_load((copy / "_config.yml").read_text(encoding="utf-8"))
     assert config["repository"]["url"] == "https://github.com/another/flowbook"
 

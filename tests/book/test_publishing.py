@@ -29,6 +29,7 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
 WORKFLOWS = {path.name: path for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))}
 PUBLISHING = ("home.yml", "pages.yml", "release.yml")
+ADDRESSED = tuple(map(Path, ("_config.yml", "README.md", "CITATION.cff", "pyproject.toml")))
 every_workflow = pytest.mark.parametrize("name", WORKFLOWS)
 
 
@@ -265,12 +266,12 @@ def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "checkout"
     notebook = next((ROOT / "book").glob("*.ipynb")).relative_to(ROOT)
     scripts = (Path("scripts/home.py"), Path("scripts/setup_cell.py"))
-    for file in (Path("_config.yml"), Path("README.md"), Path("CITATION.cff"), notebook, *scripts):
+    for file in (*ADDRESSED, notebook, *scripts):
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / file, folder / file)
     (folder / ".gitignore").write_text("__pycache__/\n", encoding="utf-8")
     here = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"].split(".com/")[1]
-    for file in (Path("_config.yml"), Path("README.md"), Path("CITATION.cff"), notebook):
+    for file in (*ADDRESSED, notebook):
         text = (folder / file).read_text(encoding="utf-8")
         (folder / file).write_text(text.replace(here, "_unset_/flowbook"), encoding="utf-8")
     git(folder, "add", "--all")
@@ -303,7 +304,7 @@ def test_home_commits_the_address_once_and_follows_the_repository_to_another(che
     assert home(checkout, "some-body/renamed") == 3
     assert address(checkout) == "https://github.com/some-body/renamed"
     changed = git(checkout, "diff", "--name-only", "HEAD~2").splitlines()
-    assert len(changed) == 4 and {"_config.yml", "README.md", "CITATION.cff"} < set(changed)
+    assert len(changed) == len(ADDRESSED) + 1 and set(map(str, ADDRESSED)) < set(changed)
     assert complaint(git(checkout, "log", "-1", "--format=%B")) == ""
 
 
@@ -329,6 +330,15 @@ def test_a_release_has_the_version_that_its_tag_says(tag: str, agrees: bool) -> 
     done = run_step(step("release.yml", "Compare the tag with the version"), ROOT, GITHUB_REF_NAME=tag)
     assert (done.returncode == 0) == agrees
     assert ("::error::" in done.stdout) != agrees
+
+
+@pytest.mark.parametrize("owner", ["_unset_", "some-body"])
+def test_a_release_has_an_address(owner: str, tmp_path: Path) -> None:
+    text = f'[project.urls]\nRepository = "https://github.com/{owner}/flowbook"\n'
+    (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
+    done = run_step(step("release.yml", "See that the address is set"), tmp_path)
+    assert (done.returncode == 0) == (owner != "_unset_")
+    assert ("::error::" in done.stdout) == (owner == "_unset_")
 
 
 def test_what_a_release_is_tried_with_runs_with_the_package_as_it_is() -> None:

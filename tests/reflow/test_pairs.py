@@ -168,7 +168,7 @@ def make_slowly(out: Path) -> PairDataset:
 
 def test_law_9_ten_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")  # a killed process is a real one, but torch is imported once
-    context.set_forkserver_preload(["flowbook.pairs", "flowbook.solvers"])
+    context.set_forkserver_preload(["flowbook.reflow.pairs", "flowbook.solvers"])
     moments, half_written = random.Random(0), 0
     folder = tmp_path / "killed"
     for attempt in range(10):
