@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from flowbook._core.shards import Shards
 
 CHECKPOINT = "folder of a run or checkpoint, an exported file, or the name of shipped weights (mnist)"
 
@@ -128,6 +132,24 @@ def source_of_rows(options: argparse.Namespace) -> ManyRows:
     if options.compile:
         velocity = models.Compiled(velocity, options.batch_size)
     return ManyRows(velocity, recipes.sample_shape(network), y)
+
+
+def fill_folder(options: argparse.Namespace, generate: Callable[..., Shards]) -> Shards:
+    """The folder that ``generate``, :func:`generate_pairs` or :func:`generate_images`, fills as the options say."""
+    from flowbook.solvers import Solver
+
+    velocity, shape, y = source_of_rows(options)
+    return generate(
+        velocity,
+        shape,
+        options.n,
+        options.out,
+        y=y,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        solver=Solver.parse(options.solver),
+    )
 
 
 def class_counts(checkpoint: str, classes: int) -> list[int]:

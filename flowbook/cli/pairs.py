@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from flowbook.cli.common import CHECKPOINT, add_device, add_draws, add_folder, add_solver, source_of_rows
+from flowbook.cli.common import CHECKPOINT, add_device, add_draws, add_folder, add_solver, fill_folder
 
 
 def add(commands: Any) -> None:
@@ -25,19 +25,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from flowbook.reflow import generate_pairs
-    from flowbook.solvers import Solver
 
-    velocity, shape, y = source_of_rows(options)
-    made = generate_pairs(
-        velocity,
-        shape,
-        options.n,
-        options.out,
-        y=y,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        shard_size=options.shard_size,
-        solver=Solver.parse(options.solver),
-    )
+    made = fill_folder(options, generate_pairs)
     print(f"{len(made)} pairs, {made.nfe:g} evaluations each, in {options.out}")
     return 0

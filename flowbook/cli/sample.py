@@ -12,10 +12,10 @@ from flowbook.cli.common import (
     add_draws,
     add_folder,
     add_solver,
+    fill_folder,
     guide,
     load_images,
     place,
-    source_of_rows,
 )
 
 
@@ -131,7 +131,6 @@ def _draw(velocity: Any, x0: Any, y: Any, solver: str, generator: Any) -> _Drawn
 
 def _folder(options: argparse.Namespace) -> int:
     from flowbook.data import generate_images
-    from flowbook.solvers import Solver
 
     if options.solver.partition(":")[0] in ("ddpm", "ddim"):
         raise ValueError(
@@ -140,17 +139,6 @@ def _folder(options: argparse.Namespace) -> int:
     if options.labels is not None:
         raise ValueError("--labels: a folder has labels as frequent as in the data; got labels, which are for a grid")
     load_images(options.checkpoint)  # raises for another model, with the reason
-    velocity, shape, y = source_of_rows(options)
-    made = generate_images(
-        velocity,
-        shape,
-        options.n,
-        options.out,
-        y=y,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        shard_size=options.shard_size,
-        solver=Solver.parse(options.solver),
-    )
+    made = fill_folder(options, generate_images)
     print(f"{len(made)} images, {made.nfe:g} evaluations each, in {options.out}")
     return 0

@@ -50,7 +50,7 @@ def _tried(preview: Preview, velocity: nn.Module) -> Tensor:
     """The preview's output: at no cost from a velocity that is 0, or else from the real one."""
     try:
         return preview(_Still(velocity))
-    except Exception:
+    except Exception:  # a preview may ask more of its model than a stand-in has; an error of its own is raised here
         return preview(velocity)
 
 

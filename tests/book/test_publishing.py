@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
+from flowbook import models
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 from commit_subject import MAX_LENGTH, complaint  # noqa: E402
@@ -343,7 +345,9 @@ def test_a_release_has_an_address(owner: str, tmp_path: Path) -> None:
 
 def test_what_a_release_is_tried_with_runs_with_the_package_as_it_is() -> None:
     (script,) = (step["run"] for step in steps("release.yml") if step.get("shell") == "python")
-    exec(compile(script, "release.yml", "exec"), {})
+    done: dict[str, Any] = {}
+    exec(compile(script, "release.yml", "exec"), done)
+    assert set(done["models"]) == set(models.PRETRAINED) and done["digits"].shape == (3, 1, 8, 8)
 
 
 def test_the_install_of_home_finds_its_one_pin() -> None:
