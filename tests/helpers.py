@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -121,6 +122,7 @@ def _execute(code: str, arguments: list[str], environment: dict[str, str], error
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts start background jobs with Ctrl-C ignored
     sys.argv = ["script", *arguments]
     torch.set_num_threads(1)
     try:
