@@ -5,7 +5,7 @@ r"""What does optimal transport add to a training step that is longer than the a
 The U-Net of the digits (8 x 8, class-conditional) at batch 256 through ``fit``, three ways in turns: no coupling;
 OptimalTransport() in the background (``fit(..., coupling=...)``: the next batch is coupled while this one trains); the
 same coupling in the foreground (``FlowMatching(coupling=...)``: the step waits for it). Equal on all sides: model,
-weights, data, batches, optimiser, threads. Background coupling needs a second core to be free: with one core it is the
+weights, data, batches, optimizer, threads. Background coupling needs a second core to be free: with one core it is the
 foreground. Also: whether SciPy's solver releases Python's global lock (the longest pause that it causes to a loop in
 another thread, against its own duration), and a coupling alone, in milliseconds.
 """

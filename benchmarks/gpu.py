@@ -3,7 +3,7 @@ r"""How fast is the standard U-Net on a GPU, beside torchcfm's own?
     python benchmarks/gpu.py                 # one GPU
     python benchmarks/gpu.py --rehearse      # a small network on whatever is there, to try the script
 
-Training, class-conditional 32 x 32 colour images of random numbers already on the device, batch 128:
+Training, class-conditional 32 x 32 color images of random numbers already on the device, batch 128:
 
 - flowbook: ``flowbook bench`` of the recipe cifar10_unet (36.6 million weights), that is loss, gradient, clipping,
   fused AdamW and averaged weights; in TF32 and in bf16, eager and compiled, with the share that it reaches of the rate

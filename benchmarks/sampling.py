@@ -51,7 +51,7 @@ TOLERANCES = tuple(10.0 ** (-n / 2) for n in range(2, 13))
 PEERS = ("flow-matching", "torchdyn", "rectified-flow-pytorch", "denoising-diffusion-pytorch", "zuko")
 
 
-class Labelled(nn.Module):
+class Labeled(nn.Module):
     """A class-conditional velocity with its labels fixed, so that every library can call it."""
 
     def __init__(self, velocity: nn.Module, labels: Tensor):
@@ -183,7 +183,7 @@ def networks() -> Iterator[tuple[str, Counted, Tensor, int]]:
     generator = torch.Generator().manual_seed(0)
     yield "mlp", Counted(trained(2)[0]), torch.randn(256, 2, generator=generator), 10
     digits, labels = models.load_pretrained("digits"), torch.arange(64) % 10
-    network = Labelled(digits, labels)
+    network = Labeled(digits, labels)
     yield "unet", Counted(network), torch.randn(64, 1, 8, 8, generator=generator), 1
 
 

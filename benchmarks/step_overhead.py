@@ -6,7 +6,7 @@ Two models: the MLP on points in the plane, and the U-Net of the digits (8 x 8),
 model, initial weights, data and how it is drawn, fused AdamW, cosine decay, averaged weights after every step. The bare
 loop is plain torch: torch.randn and torch.rand, the interpolation and the squared error in four lines, no checks of
 arguments, no log, nothing keyed to sample and step, no way to resume. Only the steps are timed, not the building of
-models and optimisers.
+models and optimizers.
 
 ``minimal`` leaves out cosine decay and averaged weights too, which a first script would.
 """

@@ -3,7 +3,7 @@ r"""How long does one minibatch coupling by optimal transport take, with each li
     python benchmarks/transport.py
 
 Noise and digits (8 x 8, D = 64), and two clouds in the plane (D = 2), in batches of 128, 512 and 2,048. All of them
-find the exact assignment that minimises the sum of squared distances:
+find the exact assignment that minimizes the sum of squared distances:
 
 - flowbook: ``OptimalTransport()(x0, x1)``, which pairs every noise with one data point;
 - torchcfm: ``OTPlanSampler(method="exact").sample_plan(x0, x1)``: the plan of POT's network simplex, then pairs drawn
@@ -12,7 +12,7 @@ find the exact assignment that minimises the sum of squared distances:
   ``immiscible=True`` does; rectified-flow-pytorch does the same inside its loss).
 
 The costs of the assignments are compared before anything is timed: torchcfm's must cost as much as flowbook's in the
-mean, and the third, which minimises another cost, no less.
+mean, and the third, which minimizes another cost, no less.
 """
 
 from __future__ import annotations

@@ -65,9 +65,9 @@ class GaussianMixture:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n points, shape (n, D), in torch's default dtype."""
-        return self.sample_labelled(n, generator)[0]
+        return self.sample_labeled(n, generator)[0]
 
-    def sample_labelled(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def sample_labeled(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """n points and the component each came from, shapes (n, D) and (n,)."""
         validate.positive_int("n", n)
         validate.generator(generator)

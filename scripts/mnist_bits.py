@@ -1,7 +1,7 @@
 """Bits per dimension of the shipped ``mnist_dequantized`` on MNIST's test images: ``python scripts/mnist_bits.py``.
 
 FLOWBOOK_DATA says where MNIST is. Written to ``flowbook/assets/mnist_bits.json``: the mean over the first 1,000 test
-images with its standard error, which counts images, dequantisation and probes alike; the first few one by one, to be
+images with its standard error, which counts images, dequantization and probes alike; the first few one by one, to be
 checked again; what a finer solver changes, and what steps of equal length would. Labels are left out: the density is
 that of an image, not of an image given its digit.
 """

@@ -3,7 +3,7 @@
 RUN is the folder of ``flowbook train photographs_ddpm``, TRAIN and TEST are folders with one subfolder of photographs
 per class; TEST was not trained on. Written to ``flowbook/assets``: a grid of samples, and the scores. No network here
 knows photographs, so the samples are compared in the space of pixels: the sliced Wasserstein distance to test
-photographs, next to that of as many training photographs. It sees colours and layout, not what things are.
+photographs, next to that of as many training photographs. It sees colors and layout, not what things are.
 """
 
 from __future__ import annotations

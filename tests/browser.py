@@ -122,7 +122,7 @@ class Browser:
             time.sleep(0.05)
 
     def view(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Another window size and colour scheme, for the page that is open too."""
+        """Another window size and color scheme, for the page that is open too."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
@@ -130,7 +130,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=scheme)
 
     def open(self, page: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Open a file at a window size and colour scheme, and wait until its formulas are set."""
+        """Open a file at a window size and color scheme, and wait until its formulas are set."""
         self.events.clear()
         self.view(width=width, height=height, dark=dark)
         self.call("Page.navigate", url=page.resolve().as_uri())

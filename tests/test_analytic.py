@@ -23,7 +23,7 @@ MIXTURES = {
 
 paths = pytest.mark.parametrize("path", ALL_PATHS, ids=repr)
 mixtures = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
-labelled = pytest.mark.parametrize("with_labels", [False, True], ids=["marginal", "given the component"])
+labeled = pytest.mark.parametrize("with_labels", [False, True], ids=["marginal", "given the component"])
 
 
 def states(mixture: GaussianMixture, n: int = 24) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ def test_the_marginal_starts_as_noise_and_ends_as_the_data(mixture: GaussianMixt
 
 @mixtures
 @paths
-@labelled
+@labeled
 def test_score_is_the_gradient_of_the_log_density(mixture: GaussianMixture, path: Path, with_labels: bool) -> None:
     x, t = states(mixture)
     y = labels(mixture, len(x), with_labels)
@@ -69,7 +69,7 @@ def test_score_is_the_gradient_of_the_log_density(mixture: GaussianMixture, path
 
 @mixtures
 @paths
-@labelled
+@labeled
 def test_velocity_and_density_satisfy_the_continuity_equation(
     mixture: GaussianMixture, path: Path, with_labels: bool
 ) -> None:
@@ -101,7 +101,7 @@ def test_velocity_is_the_mean_conditional_velocity_among_the_pairs_that_meet(pat
 
 @mixtures
 @paths
-@labelled
+@labeled
 @pytest.mark.parametrize("source", ["score", "velocity"])
 def test_denoised_agrees_with_convert(
     mixture: GaussianMixture, path: Path, with_labels: bool, source: Quantity
@@ -158,7 +158,7 @@ def test_on_a_line_the_flow_keeps_every_quantile(path: Path) -> None:
 
 
 @paths
-def test_a_labelled_flow_goes_to_its_own_component(path: Path) -> None:
+def test_a_labeled_flow_goes_to_its_own_component(path: Path) -> None:
     y = torch.arange(3).repeat_interleave(50)
     x0 = normal(150, 2)
     x1 = solve(MIXTURE.as_velocity(path), x0, y=y, rtol=1e-8, atol=1e-8).x
@@ -179,7 +179,7 @@ def test_entropy_of_one_gaussian_is_closed_and_of_far_ones_adds_the_choice() -> 
 
 def test_samples_have_the_moments_and_labels_of_the_mixture() -> None:
     n = 200_000
-    x, y = MIXTURE.sample_labelled(n, seeded())
+    x, y = MIXTURE.sample_labeled(n, seeded())
     frequencies = torch.bincount(y, minlength=3) / n
     torch.testing.assert_close(frequencies.double(), MIXTURE.weights, rtol=0, atol=0.005)
     for k in range(3):
@@ -205,7 +205,7 @@ def test_the_named_mixtures_lie_where_the_text_says() -> None:
     assert eight_gaussians().stds.square().tolist() == pytest.approx([0.1] * 8)
 
 
-def test_weights_are_normalised_and_one_std_serves_all() -> None:
+def test_weights_are_normalized_and_one_std_serves_all() -> None:
     mixture = GaussianMixture([[0.0], [1.0]], 0.5, [1, 3])
     assert mixture.weights.tolist() == [0.25, 0.75] and mixture.stds.tolist() == [0.5, 0.5]
 

@@ -383,7 +383,7 @@ def test_the_squared_norm_is_frobenius_s(mode: Mode, probes: int | None) -> None
         (small_unet, (2, 2, 4, 4), "exact", False, "eager"),
         (lambda: small_mlp(2), (3, 2), "exact", True, "aot_eager"),
         (lambda: small_mlp(9), (3, 9), "hutchinson", False, "aot_eager"),
-        (lambda: Normalised(6).double(), (3, 6), "exact", True, "aot_eager"),
+        (lambda: Normalized(6).double(), (3, 6), "exact", True, "aot_eager"),
     ],
 )
 def test_torch_compile_takes_it_whole(
@@ -404,7 +404,7 @@ def test_torch_compile_takes_it_whole(
         torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-12)
 
 
-class Normalised(torch.nn.Module):
+class Normalized(torch.nn.Module):
     """Layer norm and group norm, both with scales of their own."""
 
     def __init__(self, dim: int) -> None:

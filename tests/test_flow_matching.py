@@ -197,7 +197,7 @@ def test_every_form_of_a_batch_is_the_same_loss() -> None:
 # Guidance -------------------------------------------------------------------------------------------------------------
 
 
-def labelled(x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
+def labeled(x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
     assert y is not None
     return x * (1.0 + y[:, None])
 
@@ -205,10 +205,10 @@ def labelled(x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
 @pytest.mark.parametrize(("scale", "factor"), [(0.0, 1.0), (1.0, 3.0), (3.0, 7.0), (-1.0, -1.0), (1, 3.0)])
 def test_guidance_exaggerates_what_the_label_changes(scale: float, factor: float) -> None:
     x, y = normal(4, 2), torch.full((4,), 2)
-    torch.testing.assert_close(guided(labelled, scale, null_label=0)(x, 0.5, y), factor * x)
+    torch.testing.assert_close(guided(labeled, scale, null_label=0)(x, 0.5, y), factor * x)
 
 
-def test_scale_1_is_the_labelled_model_and_scale_0_the_unlabelled_one() -> None:
+def test_scale_1_is_the_labeled_model_and_scale_0_the_unlabeled_one() -> None:
     model, x, y = MLP(2, num_classes=3), torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])
     torch.testing.assert_close(guided(model, 1.0, 3)(x, 0.5, y), model(x, 0.5, y))
     torch.testing.assert_close(guided(model, 0.0, 3)(x, 0.5, y), model(x, 0.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,7 +44,7 @@ class Shards(Dataset[Any]):
             return None
         return torch.cat([torch.from_numpy(np.array(arrays[-1])) for arrays in self._shards])
 
-    def _rows(self, indices: Tensor) -> list[Tensor]:
+    def _rows(self, indices: Tensor | Sequence[int]) -> list[Tensor]:
         """The rows of each array at the given indices, or where a mask is True."""
         indices = torch.as_tensor(indices)
         if indices.dtype == torch.bool:

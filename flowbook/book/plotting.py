@@ -1,4 +1,4 @@
-"""The figures of the book: one colour per concept in all chapters, legible in both themes and to the colour-blind.
+"""The figures of the book: one color per concept in all chapters, legible in both themes and to the color-blind.
 
 Every function draws on an ``ax`` (or a new one) and returns it. Nothing here computes a result.
 """
@@ -18,14 +18,14 @@ from torch import Tensor
 from flowbook._core import validate
 from flowbook.data import to_unit_interval
 
-# Okabe and Ito's palette, which stays distinct for the colour-blind.
+# Okabe and Ito's palette, which stays distinct for the color-blind.
 NOISE = "#0072B2"
 DATA = "#D55E00"
 MODEL = "#009E73"
 TRUTH = "#444444"
 WRONG = "#CC79A7"
 EXTRA = ("#E69F00", "#56B4E9", "#F0E442")
-COLOURS = (MODEL, NOISE, DATA, WRONG, *EXTRA[:2])
+COLORS = (MODEL, NOISE, DATA, WRONG, *EXTRA[:2])
 
 
 def set_style() -> None:
@@ -39,7 +39,7 @@ def set_style() -> None:
             "savefig.dpi": 110,
             "figure.facecolor": "white",
             "figure.constrained_layout.use": True,
-            "axes.prop_cycle": cycler(color=COLOURS),
+            "axes.prop_cycle": cycler(color=COLORS),
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.titlesize": 10,
@@ -72,13 +72,13 @@ def panels(columns: int, rows: int = 1, width: float = 7.4, aspect: float = 1.0,
 
 
 def points(
-    x: Tensor, colour: str = DATA, ax: Any = None, label: str | None = None, size: float = 2.0, **options: Any
+    x: Tensor, color: str = DATA, ax: Any = None, label: str | None = None, size: float = 2.0, **options: Any
 ) -> Any:
     """A scatter of points (n, 2)."""
     ax = _axes(ax)
     x = x.detach().cpu()
     options = {"alpha": 0.5, "linewidths": 0, **options}
-    ax.scatter(x[:, 0], x[:, 1], s=size, color=colour, label=label, rasterized=True, **options)
+    ax.scatter(x[:, 0], x[:, 1], s=size, color=color, label=label, rasterized=True, **options)
     return ax
 
 
@@ -124,7 +124,7 @@ def field(
     t: float,
     limit: float,
     ax: Any = None,
-    colour: str = MODEL,
+    color: str = MODEL,
     *,
     n: int = 15,
     scale: float | None = None,
@@ -135,27 +135,27 @@ def field(
     x = mesh(limit, n)
     v = velocity(x, torch.tensor(t))
     options = {"width": 0.006, "alpha": 0.9, "headwidth": 4, "headlength": 4, "headaxislength": 3.6, **options}
-    ax.quiver(x[:, 0], x[:, 1], v[:, 0], v[:, 1], color=colour, angles="xy", scale_units="xy", scale=scale, **options)
+    ax.quiver(x[:, 0], x[:, 1], v[:, 0], v[:, 1], color=color, angles="xy", scale_units="xy", scale=scale, **options)
     return ax
 
 
 def trajectories(
     trajectory: Tensor,
     ax: Any = None,
-    colour: str = "#888888",
+    color: str = "#888888",
     ends: bool = True,
     *,
-    end_colour: str = MODEL,
+    end_color: str = MODEL,
     width: float = 0.6,
     alpha: float = 0.6,
 ) -> Any:
     """Paths of points, trajectory (T, n, 2), with the noise at their start and the data or samples at their end."""
     ax = _axes(ax)
     path = trajectory.detach().cpu()
-    ax.plot(path[..., 0], path[..., 1], color=colour, linewidth=width, alpha=alpha, zorder=1)
+    ax.plot(path[..., 0], path[..., 1], color=color, linewidth=width, alpha=alpha, zorder=1)
     if ends:
         points(path[0], NOISE, ax, size=7, alpha=0.9, zorder=2)
-        points(path[-1], end_colour, ax, size=7, alpha=0.9, zorder=3)
+        points(path[-1], end_color, ax, size=7, alpha=0.9, zorder=3)
     return ax
 
 

@@ -112,6 +112,6 @@ class ImageShards(Shards):
         image = image[0].float() / 127.5 - 1
         return (image, y[0][0]) if y else image
 
-    def bytes(self, indices: Tensor) -> Tensor:
+    def bytes(self, indices: Tensor | Sequence[int]) -> Tensor:
         """The images at the given indices as stored, uint8, shape (B, C, H, W)."""
         return self._rows(indices)[0]

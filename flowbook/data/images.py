@@ -88,14 +88,14 @@ def image_folder(root: str | Path, size: int, flip: bool = False, labels: bool =
 class _WithoutLabels(Dataset[Tensor]):
     """The images of a data set of (image, label)."""
 
-    def __init__(self, labelled: Any):
-        self.labelled, self.classes = labelled, labelled.classes
+    def __init__(self, labeled: Any):
+        self.labeled, self.classes = labeled, labeled.classes
 
     def __len__(self) -> int:
-        return len(self.labelled)
+        return len(self.labeled)
 
     def __getitem__(self, index: int) -> Tensor:
-        image: Tensor = self.labelled[index][0]
+        image: Tensor = self.labeled[index][0]
         return image
 
 

@@ -3,7 +3,7 @@
 from flowbook.metrics.distances import (
     median_wasserstein2,
     mmd,
-    nearest_neighbours,
+    nearest_neighbors,
     sliced_wasserstein,
     wasserstein2,
 )
@@ -11,7 +11,7 @@ from flowbook.metrics.images import Moments, frechet_distance, frechet_from_mome
 from flowbook.metrics.scores import ImageScores, Scores, labels_like, score_images, score_velocity
 from flowbook.metrics.trajectories import (
     curvature,
-    normalised_path_energy,
+    normalized_path_energy,
     path_energy,
     straightness,
     transport_cost,
@@ -29,8 +29,8 @@ __all__ = [
     "median_wasserstein2",
     "mmd",
     "moments",
-    "nearest_neighbours",
-    "normalised_path_energy",
+    "nearest_neighbors",
+    "normalized_path_energy",
     "path_energy",
     "score_images",
     "score_velocity",

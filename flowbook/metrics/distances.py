@@ -119,11 +119,11 @@ def mmd(a: Tensor, b: Tensor, bandwidth: float | None = None) -> float:
     return float(within_a + within_b - 2 * kernel(a, b).mean())
 
 
-def nearest_neighbours(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_neighbors(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
     """The Euclidean distance of each sample to its nearest data point, and that point's index, both (n,).
 
     Example:
-        >>> distance, index = nearest_neighbours(torch.tensor([[0.9]]), torch.tensor([[0.0], [1.0]]))
+        >>> distance, index = nearest_neighbors(torch.tensor([[0.9]]), torch.tensor([[0.0], [1.0]]))
         >>> int(index)
         1
     """

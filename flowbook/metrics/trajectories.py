@@ -28,7 +28,7 @@ def path_energy(velocity: Velocity, x0: Tensor, *, steps: int = 100, y: Tensor |
     return float(torch.stack(speeds).mean())
 
 
-def normalised_path_energy(
+def normalized_path_energy(
     velocity: Velocity, x0: Tensor, x1: Tensor, *, steps: int = 100, y: Tensor | None = None
 ) -> float:
     r"""The relative excess of the path energy, :math:`|\text{energy} - W_2^2| / W_2^2`; 0 for optimal transport.
@@ -43,7 +43,7 @@ def normalised_path_energy(
 
     Example:
         >>> x0 = torch.randn(64, 2)
-        >>> normalised_path_energy(lambda x, t: torch.ones_like(x), x0, x0 + 1.0, steps=4) < 1e-6
+        >>> normalized_path_energy(lambda x, t: torch.ones_like(x), x0, x0 + 1.0, steps=4) < 1e-6
         True
     """
     squared = wasserstein2(x0, x1) ** 2

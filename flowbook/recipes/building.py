@@ -34,10 +34,10 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
         start_from(model, recipe["init"]["checkpoint"])
     loss, source = build_loss(recipe), build_data(recipe)
     classes = getattr(model, "num_classes", None)
-    if classes is not None and not _labelled(source):
+    if classes is not None and not _labeled(source):
         raise ValueError(
             f"data: {recipe['data']['name']} has no labels, but the model has num_classes = {classes}; expected "
-            "labelled data or a model without classes"
+            "labeled data or a model without classes"
         )
     coupling = _named(recipe.get("coupling", {"name": "independent"}), COUPLINGS)
     return fit(
@@ -121,7 +121,7 @@ def start_from(model: nn.Module, checkpoint: str) -> None:
     model.load_state_dict(teacher.state_dict())
 
 
-def _labelled(source: Any) -> bool:
+def _labeled(source: Any) -> bool:
     if isinstance(source, Shards):
         return source.labels is not None
     return isinstance(source, (tuple, Dataset)) or getattr(source, "y", None) is not None

@@ -78,7 +78,7 @@ def generate_pairs(
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     pairs = generate_pairs(lambda x, t: torch.ones_like(x), (2,), 10, folder, name="ones")
-        ...     x0, x1, y = pairs.batch(torch.tensor([3, 7]))
+        ...     x0, x1, y = pairs.batch([3, 7])
         >>> torch.allclose(x1, x0 + 1), y
         (True, None)
     """
@@ -110,7 +110,7 @@ class PairDataset(Shards):
         x0, x1, y = self.batch(torch.tensor([index]))
         return x0[0], x1[0], None if y is None else y[0]
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """The pairs at the given indices: x0 and x1 of shape (B, ...), y (B,) or None."""
         x0, x1, *y = self._rows(indices)
         return x0, x1, y[0] if y else None

@@ -103,7 +103,7 @@ def test_the_wheel_is_the_package_file_by_file(wheel: Path) -> None:
         assert expected and expected <= names, pattern
 
 
-def test_beside_the_package_there_are_only_its_metadata_and_its_licence(wheel: Path) -> None:
+def test_beside_the_package_there_are_only_its_metadata_and_its_license(wheel: Path) -> None:
     about = f"flowbook-{VERSION}.dist-info/"
     beside = {name for name in names_in(wheel) if not name.startswith("flowbook/")}
     assert {name for name in beside if not name.startswith(about)} == set()

@@ -78,7 +78,7 @@ def test_a_run_that_learned_diffusion_is_a_velocity_and_draws_by_every_method(
     assert len({(tmp_path / f"{method}.png").read_bytes() for method in ("ddpm", "ddim", "euler")}) == 3
 
 
-def test_a_recipe_dequantises_its_data(tmp_path: Path) -> None:
+def test_a_recipe_dequantizes_its_data(tmp_path: Path) -> None:
     source = recipes.build_data({"data": {"name": "digits", "split": "test", "levels": 17}})
     x1, y = source.sample(100)
     grid = (x1 + 1) * 8
@@ -483,10 +483,10 @@ def test_a_student_does_not_start_from_a_denoiser(tmp_path: Path, capsys: pytest
     )
 
 
-def test_a_model_with_classes_needs_labelled_data(tmp_path: Path) -> None:
-    unlabelled = {**PLANE, "model": {**PLANE["model"], "num_classes": 2}}
+def test_a_model_with_classes_needs_labeled_data(tmp_path: Path) -> None:
+    unlabeled = {**PLANE, "model": {**PLANE["model"], "num_classes": 2}}
     with pytest.raises(ValueError, match="data: moons has no labels, but the model has num_classes = 2"):
-        recipes.run(unlabelled, tmp_path / "run")
+        recipes.run(unlabeled, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

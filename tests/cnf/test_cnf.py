@@ -357,7 +357,7 @@ def test_the_trap_of_a_diagonal_that_is_a_column() -> None:
         assert abs(float(flat[::3].sum() - trace)) > 0.5
 
 
-def test_the_trap_of_discrete_data_scored_without_dequantisation() -> None:
+def test_the_trap_of_discrete_data_scored_without_dequantization() -> None:
     """A density may grow without bound on grey levels: fewer bits than none, and no probability."""
     x1 = torch.tensor([[-1.0], [1.0]], dtype=F64)
     narrow = GaussianMixture([[-1.0], [1.0]], 1e-3)
@@ -444,7 +444,7 @@ def test_what_runs_in_the_backward_pass_runs_in_eval_mode_too(way: str) -> None:
 
 
 def penalty(name: str, velocity: Any, x1: Tensor, **options: Any) -> float:
-    """The regulariser alone: what weight 1 adds to the loss."""
+    """The regularizer alone: what weight 1 adds to the loss."""
     with_it, without = (cnf.nll_loss(velocity, x1, **{name: weight}, **options) for weight in (1.0, 0.0))  # type: ignore[arg-type]
     return float((with_it - without).detach())
 
@@ -473,7 +473,7 @@ def test_the_penalties_are_integrals_along_the_flow() -> None:
 
 
 @pytest.mark.parametrize(("trace", "dim"), [("exact", 2), ("exact", 10), ("hutchinson", 10)])
-def test_regularising_calls_the_network_no_more_often(trace: Trace, dim: int) -> None:
+def test_regularizing_calls_the_network_no_more_often(trace: Trace, dim: int) -> None:
     velocity, x1 = Linear(dim), normal(5, dim)
     cnf.nll_loss(velocity, x1, trace=trace, steps=6)
     assert velocity.calls == 24
@@ -548,7 +548,7 @@ def image_network() -> models.UNet:
 
 LOSSES = {
     "exact": (small_network, cnf.MaximumLikelihood(steps=3), data.pinwheel(), 1),
-    "regularised, by one probe": (
+    "regularized, by one probe": (
         small_network, cnf.MaximumLikelihood("hutchinson", steps=3, kinetic=0.1, jacobian=0.1), data.moons(), 2,
     ),
     "recomputed": (small_network, cnf.MaximumLikelihood(steps=3, gradient="recompute"), data.moons(), 1),
@@ -557,7 +557,7 @@ LOSSES = {
         image_network, cnf.MaximumLikelihood("hutchinson", method="midpoint", steps=1, levels=17),
         tuple(part[:64] for part in data.digits("test")), 1,
     ),
-    "dequantised data, flow matching": (
+    "dequantized data, flow matching": (
         image_network, FlowMatching(), Dequantized(data.digits("test"), levels=17), 1,
     ),
 }  # fmt: skip
@@ -577,7 +577,7 @@ def test_law_10_20_steps_are_10_and_a_resume_and_10_bit_for_bit(
         assert all(map(torch.equal, left.state_dict().values(), right.state_dict().values()))
 
 
-def test_probes_and_dequantisation_belong_to_the_sample_whatever_its_part_of_the_batch() -> None:
+def test_probes_and_dequantization_belong_to_the_sample_whatever_its_part_of_the_batch() -> None:
     x1 = data.digits("test")[0][:8]
     with keyed.keyed(seed=0, step=3, first=0):
         whole = cnf.dequantize(x1, 17), rademacher(2, like=x1)
@@ -631,7 +631,7 @@ def test_a_recipe_can_ask_for_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
-def test_dequantised_values_stay_in_their_bins_and_fill_them(levels: int) -> None:
+def test_dequantized_values_stay_in_their_bins_and_fill_them(levels: int) -> None:
     k = torch.arange(levels).repeat(200, 1).double()
     x1 = 2 * k / (levels - 1) - 1
     x = cnf.dequantize(x1, levels, torch.Generator().manual_seed(0))
@@ -639,7 +639,7 @@ def test_dequantised_values_stay_in_their_bins_and_fill_them(levels: int) -> Non
     assert float(x.min()) < -1 + 0.1 / levels and float(x.max()) > 1 - 0.1 / levels
 
 
-def test_dequantised_data_are_the_data_with_their_labels_and_fresh_noise_in_every_draw() -> None:
+def test_dequantized_data_are_the_data_with_their_labels_and_fresh_noise_in_every_draw() -> None:
     images, labels = data.digits("test")
     source = Dequantized((images, labels), levels=17)
     x1, y = source.sample(500, seeded())
@@ -659,7 +659,7 @@ def test_a_uniform_density_has_log2_of_levels_bits() -> None:
         assert float(bits) == pytest.approx(math.log2(levels))
 
 
-def test_more_dequantisations_close_the_gap_from_below() -> None:
+def test_more_dequantizations_close_the_gap_from_below() -> None:
     density = torch.distributions.Normal(torch.tensor(0.0, dtype=F64), 0.3)
     x1 = torch.tensor([[-1.0], [-1 / 3], [1 / 3], [1.0]], dtype=F64)
     edges = torch.linspace(-1, 1, 5, dtype=F64)

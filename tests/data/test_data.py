@@ -89,8 +89,8 @@ def test_the_entropy_is_minus_the_mean_log_density(make: Callable[..., Any]) -> 
 
 def test_the_checkerboard_has_as_many_dark_squares_as_light_ones_and_none_share_a_side() -> None:
     board = data.checkerboard(half_width=4.0, squares=4)
-    centres = torch.cartesian_prod(*2 * [torch.arange(-3.0, 4.0, 2.0)])
-    dark = board.log_prob(centres).isfinite().reshape(4, 4)
+    centers = torch.cartesian_prod(*2 * [torch.arange(-3.0, 4.0, 2.0)])
+    dark = board.log_prob(centers).isfinite().reshape(4, 4)
     assert int(dark.sum()) == 8
     assert not (dark[1:] & dark[:-1]).any() and not (dark[:, 1:] & dark[:, :-1]).any()
     assert board.log_prob(torch.tensor([[5.0, 0.0]])).item() == -math.inf

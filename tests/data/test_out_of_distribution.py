@@ -64,8 +64,8 @@ def test_a_patch_is_cut_from_one_place_of_its_photograph() -> None:
     images, which = photo_patches(6, size=5, generator=seeded(3))
     assert set(photo_patches(60, generator=seeded())[1].tolist()) == {0, 1}
     for image, photograph in zip(images[:, 0], which, strict=True):
-        colours = torch.tensor(load_sample_images().images[int(photograph)]).float()
-        grey = (colours @ torch.tensor([0.299, 0.587, 0.114])).round()
+        colors = torch.tensor(load_sample_images().images[int(photograph)]).float()
+        grey = (colors @ torch.tensor([0.299, 0.587, 0.114])).round()
         windows = grey.unfold(0, 5, 1).unfold(1, 5, 1).reshape(-1, 5, 5)
         assert float((windows - (image + 1) * 127.5).abs().amax((1, 2)).min()) < 0.01
 

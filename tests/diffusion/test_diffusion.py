@@ -614,8 +614,8 @@ def test_the_last_bin_of_the_bound_is_right_far_out(x: float, mean: float, std: 
     lower, upper = (-INF if x == -1 else (x - 0.1 - mean) / std), (INF if x == 1 else (x + 0.1 - mean) / std)
     z = torch.linspace(max(lower, -200.0), min(upper, 200.0), 1_000_001, dtype=torch.float64)
     expected = torch.logsumexp(-0.5 * z**2, 0) + math.log(float(z[1] - z[0]) / math.sqrt(2 * math.pi))
-    at, centre, spread = (torch.tensor(value, dtype=dtype) for value in (x, mean, std))
-    found = log_bin(at, centre, spread, levels=11)
+    at, center, spread = (torch.tensor(value, dtype=dtype) for value in (x, mean, std))
+    found = log_bin(at, center, spread, levels=11)
     assert float(found) == pytest.approx(float(expected), rel=1e-2 if expected < -100 else 2e-3, abs=1e-4)
 
 

@@ -109,13 +109,13 @@ def test_for_one_gaussian_the_ode_takes_the_square_root_of_the_mean_s_factor(pat
     gaussian, s = GaussianMixture([[1.0, -2.0]], 0.7), 0.9
     x = gaussian.means + 3 * normal(5, 2)
     velocity, gain = gaussian.as_velocity(path), 0.7**2 / (0.7**2 + s**2)
-    centred = x - gaussian.means
+    centered = x - gaussian.means
     mean = denoise(velocity, x, noise_std=s, path=path).x
-    torch.testing.assert_close(mean, gaussian.means + gain * centred, rtol=0, atol=1e-7)
+    torch.testing.assert_close(mean, gaussian.means + gain * centered, rtol=0, atol=1e-7)
     end = denoise(velocity, x, noise_std=s, path=path, estimate="ode", rtol=1e-9, atol=1e-9).x
     left = float(path.sigma(1.0))  # what a path leaves at t = 1 is part of the answer
     spread = math.sqrt((float(path.alpha(1.0)) * 0.7) ** 2 + left**2) / math.sqrt(0.7**2 + s**2)
-    torch.testing.assert_close(end, float(path.alpha(1.0)) * gaussian.means + spread * centred, rtol=0, atol=1e-5)
+    torch.testing.assert_close(end, float(path.alpha(1.0)) * gaussian.means + spread * centered, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"estimate": "ode", "method": "rk4", "steps": 10}])

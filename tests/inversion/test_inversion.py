@@ -188,8 +188,8 @@ def test_a_diffusion_model_is_inverted_by_its_probability_flow() -> None:
     x1 = gaussian.sample(5, seeded()).double()
     trip = round_trip(flow, x1, rtol=1e-9, atol=1e-9)
     spreads = [float((path.alpha(t) ** 2 * 0.4**2 + path.sigma(t) ** 2).sqrt()) for t in (0.0, 1.0)]
-    centres = [float(path.alpha(t)) * gaussian.means for t in (0.0, 1.0)]
-    torch.testing.assert_close(trip.latent, centres[0] + (x1 - centres[1]) * spreads[0] / spreads[1], rtol=0, atol=1e-5)
+    centers = [float(path.alpha(t)) * gaussian.means for t in (0.0, 1.0)]
+    torch.testing.assert_close(trip.latent, centers[0] + (x1 - centers[1]) * spreads[0] / spreads[1], rtol=0, atol=1e-5)
     assert float(trip.error.max()) < 1e-5
 
 
@@ -219,14 +219,14 @@ def test_the_trap_of_a_loop_that_ends_at_1_and_starts_there() -> None:
     torch.testing.assert_close(invert(lambda x, t: torch.full_like(x, c), x1, method="euler", steps=10).x, x1 - c)
 
 
-def test_the_trap_of_normalising_on_one_way_only() -> None:
+def test_the_trap_of_normalizing_on_one_way_only() -> None:
     """Images from [0, 1] brought to [-1, 1], and not back: by 1 - x each, 0.75 for pixels of mean 0.25."""
     shown = torch.full((3, 1, 4, 4), 0.25, dtype=F64)
     shown[:, :, :, :2] = torch.tensor([0.5, 0.0], dtype=F64)
     trip = round_trip(zero, 2 * shown - 1, method="euler", steps=2)
     assert float((trip.reconstruction - shown).abs().mean()) == pytest.approx(1 - float(shown.mean()))
     assert float((trip.reconstruction - shown).abs().mean()) == pytest.approx(0.75)
-    assert float(trip.error.max()) == 0  # nothing is normalised inside
+    assert float(trip.error.max()) == 0  # nothing is normalized inside
     assert float(((trip.reconstruction + 1) / 2 - shown).abs().max()) == 0
 
 
@@ -256,7 +256,7 @@ def test_the_trap_of_guidance_on_the_way_back() -> None:
     def conditional(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return field(x, t, y) if int(y[0]) < 2 else field(x, t)
 
-    x1, y = mixture.sample_labelled(4000, seeded())
+    x1, y = mixture.sample_labeled(4000, seeded())
     x1 = x1[y == 1].double()
     y = torch.ones(len(x1), dtype=torch.long)
     settings: dict[str, Any] = {"method": "rk4", "steps": 50}
@@ -373,7 +373,7 @@ def test_an_edit_to_the_same_label_is_a_round_trip_and_to_another_moves_to_its_c
     mixture = GaussianMixture([[-3.0, 0.0], [2.0, 1.0]], [0.5, 0.5])
     velocity = mixture.as_velocity(LinearPath())
     settings: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
-    x1, y = mixture.sample_labelled(20, seeded())
+    x1, y = mixture.sample_labeled(20, seeded())
     x1 = x1.double()
     torch.testing.assert_close(edit(velocity, x1, y, y, **settings).x, x1, rtol=0, atol=1e-6)
     expected = x1 - mixture.means[y] + mixture.means[1 - y]

@@ -94,9 +94,9 @@ def test_energy_is_at_least_the_squared_distance_of_the_ends_with_equality_for_t
     assert metrics.path_energy(rotation, x0, steps=500) > metrics.wasserstein2(x0, x0 @ turn) ** 2
     # from x to 3 x along straight lines is a gradient of a convex function: optimal
     stretch = lambda x, t: 2 * x / (1 + 2 * t)  # noqa: E731
-    assert metrics.normalised_path_energy(stretch, x0, 3 * x0, steps=2000) == pytest.approx(0, abs=1e-3)
+    assert metrics.normalized_path_energy(stretch, x0, 3 * x0, steps=2000) == pytest.approx(0, abs=1e-3)
     assert metrics.straightness(stretch, x0, steps=2000) == pytest.approx(0, abs=1e-3)
-    assert metrics.normalised_path_energy(lambda x, t: 2 * torch.ones_like(x), x0, x0 + 1, steps=3) == pytest.approx(
+    assert metrics.normalized_path_energy(lambda x, t: 2 * torch.ones_like(x), x0, x0 + 1, steps=3) == pytest.approx(
         3.0
     )
 
@@ -165,14 +165,14 @@ def test_torchmetrics_fid_agrees_on_features_of_one_s_own() -> None:
     assert float(fid.compute()) == pytest.approx(metrics.frechet_distance(a.flatten(1), b.flatten(1)), rel=1e-3)
 
 
-def test_nearest_neighbours_are_the_nearest() -> None:
+def test_nearest_neighbors_are_the_nearest() -> None:
     data, x = moons().sample(50, seeded()), moons().sample(20, seeded(1))
-    distance, index = metrics.nearest_neighbours(x, data)
+    distance, index = metrics.nearest_neighbors(x, data)
     for n in range(20):
         all_distances = (data - x[n]).norm(dim=1)
         assert int(index[n]) == int(all_distances.argmin())
         assert float(distance[n]) == pytest.approx(float(all_distances.min()), rel=1e-4)
-    assert metrics.nearest_neighbours(data, data)[1].tolist() == list(range(50))
+    assert metrics.nearest_neighbors(data, data)[1].tolist() == list(range(50))
 
 
 A = torch.zeros(5, 2)
@@ -198,14 +198,14 @@ F = normal(10, 3)
         (lambda: metrics.straightness(lambda x, t: x[:, :1], A, steps=1), ValueError, r"velocity.*\(5, 2\).*\(5, 1\)"),
         (lambda: metrics.frechet_distance(F, F[:3]), ValueError, "features: .*3 features; got 3"),
         (lambda: metrics.frechet_distance(F, F[:, :2]), ValueError, r"b: .*\(3,\).*\(2,\)"),
-        (lambda: metrics.nearest_neighbours(A, F), ValueError, "data: .*dimension of x, 2; got 3"),
+        (lambda: metrics.nearest_neighbors(A, F), ValueError, "data: .*dimension of x, 2; got 3"),
         (lambda: metrics.wasserstein2(A, A, squared=True), TypeError, "squared"),  # type: ignore[call-arg]
         (lambda: metrics.wasserstein2(A[:0], A[:0]), ValueError, r"a: .*at least one sample; got shape \(0, 2\)"),
         (lambda: metrics.sliced_wasserstein(A[:0], A[:0]), ValueError, "a: .*at least one sample"),
         (lambda: metrics.sliced_wasserstein(A, A, generator=0), TypeError, "generator: .*0"),  # type: ignore[arg-type]
-        (lambda: metrics.nearest_neighbours(A, A[:0]), ValueError, "data: .*at least one sample"),
+        (lambda: metrics.nearest_neighbors(A, A[:0]), ValueError, "data: .*at least one sample"),
         (lambda: metrics.mmd(A, A), ValueError, "bandwidth: the median distance of a and b is 0"),
-        (lambda: metrics.normalised_path_energy(rotation, A, A, steps=2), ValueError, "x1: expected samples that"),
+        (lambda: metrics.normalized_path_energy(rotation, A, A, steps=2), ValueError, "x1: expected samples that"),
         (lambda: metrics.path_energy(lambda x, t: x.double(), A), TypeError, "velocity.*float32.*float64"),
     ],
 )
@@ -216,7 +216,7 @@ def test_misuse_names_the_argument(call: Any, error: type[Exception], message: s
 
 def test_distances_hold_far_from_the_origin_and_for_huge_numbers() -> None:
     a, b = normal(64, 3, seed=0), normal(64, 3, seed=1)
-    distance, index = metrics.nearest_neighbours(b.float() + 1e3, torch.cat([a, b]).float() + 1e3)
+    distance, index = metrics.nearest_neighbors(b.float() + 1e3, torch.cat([a, b]).float() + 1e3)
     assert float(distance.max()) < 1e-3 and torch.equal(index, torch.arange(64) + 64)
     assert metrics.mmd(a + 1e7, b + 1e7, 1.0) == pytest.approx(metrics.mmd(a, b, 1.0), abs=1e-6)
     assert metrics.wasserstein2(1e19 * a.float(), 1e19 * b.float()) == pytest.approx(
@@ -243,5 +243,5 @@ def test_the_energy_of_an_optimal_flow_from_independent_samples_is_as_the_docstr
 ) -> None:
     shift = torch.full((dim,), 2 / math.sqrt(dim), dtype=torch.float64)
     x0, x1 = normal(256, dim, seed=0), normal(256, dim, seed=1) + shift
-    found = metrics.normalised_path_energy(lambda x, t: shift.expand_as(x), x0, x1, steps=2)
+    found = metrics.normalized_path_energy(lambda x, t: shift.expand_as(x), x0, x1, steps=2)
     assert low <= found < high

@@ -25,7 +25,7 @@ MODELS = {
     "U-Net with attention": lambda **more: UNet(1, multipliers=(1, 2, 2), attention=(4, 2), **SMALL, **more),
     "U-Net on patches": lambda **more: UNet(1, multipliers=(1, 2), patch=2, **SMALL, **more),
     "DiT": lambda **more: DiT(1, size=8, width=16, depth=2, heads=2, **more),
-    "DiT, colour": lambda **more: DiT(3, size=8, patch=4, width=8, depth=1, heads=1, **more),
+    "DiT, color": lambda **more: DiT(3, size=8, patch=4, width=8, depth=1, heads=1, **more),
     "U-Net, one level": lambda **more: UNet(3, multipliers=(1,), **SMALL, **more),
 }
 models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)

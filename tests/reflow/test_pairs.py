@@ -474,15 +474,15 @@ def stream(pairs: Any, steps: int, share: slice = slice(0, 10)) -> list[Any]:
     return list(batches(pairs, Plan(10, 0, range(steps), share, torch.device("cpu"))))
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_an_epoch_meets_every_pair_once_in_a_new_order(tmp_path: Path, labelled: bool) -> None:
-    y = torch.arange(50) if labelled else None
+@pytest.mark.parametrize("labeled", [True, False])
+def test_an_epoch_meets_every_pair_once_in_a_new_order(tmp_path: Path, labeled: bool) -> None:
+    y = torch.arange(50) if labeled else None
     pairs = generate_pairs(ones, (2,), 50, tmp_path, y=y, name="ones", **PLANE)
     wanted, _, _ = everything(pairs)
     got = stream(pairs, 10)
     for x0, x1, label in got:
         assert x0.shape == x1.shape == (10, 2) and torch.allclose(x1, x0 + 1)
-        assert (label is not None) == labelled
+        assert (label is not None) == labeled
     first, second = (torch.cat([x0 for x0, _, _ in epoch]) for epoch in (got[:5], got[5:]))
     assert not torch.equal(first, second)
     for epoch in (first, second):

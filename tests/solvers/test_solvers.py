@@ -114,7 +114,7 @@ def test_zero_and_constant_velocity_in_losses_metrics_and_divergence() -> None:
         for extra in ways:
             v, div = divergence(velocity, x0, 0.5, **extra)
             assert torch.equal(v, velocity(x0, 0.5)) and torch.equal(div, torch.zeros(4, dtype=torch.float64))
-    assert metrics.normalised_path_energy(constant, x0, x0 + c, steps=4) == pytest.approx(0, abs=1e-12)
+    assert metrics.normalized_path_energy(constant, x0, x0 + c, steps=4) == pytest.approx(0, abs=1e-12)
 
 
 # Law 2: there and back, and how exact ---------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # an optimiser's first use does it: many seconds on a busy machine, here no test's own
+import torch._dynamo  # an optimizer's first use does it: many seconds on a busy machine, here no test's own
 from helpers import NAN, PRELOADED, Forked, free_port, ranked
 from torch import nn
 

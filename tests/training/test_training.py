@@ -40,7 +40,7 @@ from flowbook.training.optimizer import learning_rate
 
 
 class Flipped(Dataset[Any]):
-    """Images with a random flip and random dequantising noise: what a DataLoader draws belongs to the sample."""
+    """Images with a random flip and random dequantizing noise: what a DataLoader draws belongs to the sample."""
 
     def __init__(self) -> None:
         self.images, self.labels = data.digits("test")
@@ -570,7 +570,7 @@ def test_every_epoch_holds_every_sample_once_and_epochs_differ(samples: int, bat
 
 
 SOURCES: dict[str, Any] = {
-    "tensor": torch.arange(40.0)[:, None], "labelled": (torch.arange(40.0)[:, None], torch.arange(40)),
+    "tensor": torch.arange(40.0)[:, None], "labeled": (torch.arange(40.0)[:, None], torch.arange(40)),
     "pairs": data.Unpaired(data.eight_gaussians(), data.moons()), "distribution": data.spirals(), "data set": Flipped(),
 }  # fmt: skip
 
@@ -592,7 +592,7 @@ def test_processes_share_the_rows_of_one_global_batch(source: Any, processes: in
 
 
 def test_labels_stay_with_their_samples() -> None:
-    x, y = SOURCES["labelled"]
+    x, y = SOURCES["labeled"]
     drawn: Any = batches((x, y), Plan(8, 0, range(9), slice(0, 8), x.device))
     for x1, labels in drawn:
         assert torch.equal(x1[:, 0].long(), labels)
@@ -732,7 +732,7 @@ def test_without_gradients_nothing_is_trained_and_the_error_says_why() -> None:
         fit(MLP(2, hidden=8), FlowMatching(), data.moons(), TrainConfig(steps=1))
 
 
-class Initialised(nn.Module):
+class Initialized(nn.Module):
     """It takes its shift from the first batch, as activation norms do."""
 
     done: Tensor
@@ -753,7 +753,7 @@ class Initialised(nn.Module):
 @pytest.mark.parametrize("half_life", [None, 1000.0])
 def test_averaged_weights_take_flags_and_counts_along(half_life: float | None) -> None:
     config = TrainConfig(steps=3, batch_size=8, ema_half_life=half_life)
-    result: Any = fit(Initialised(), FlowMatching(), data.moons(), config)
+    result: Any = fit(Initialized(), FlowMatching(), data.moons(), config)
     assert result.velocity.done == 1
     if half_life is None:
         assert torch.equal(result.velocity.shift, result.live.shift)
