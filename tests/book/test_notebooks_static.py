@@ -194,6 +194,13 @@ def setup_comes_first_and_is_the_same_everywhere(notebook: NotebookNode, name: s
 
 
 @rule
+def threads_are_set_once(notebook: NotebookNode, name: str) -> list[str]:
+    """By the setup cell. Two threads beside another notebook wait for each other: that took four times as long."""
+    later = [(index, cell) for index, cell in code_cells(notebook)[1:] if "set_num_threads" in cell.source]
+    return [f"cell {index} sets the number of threads" for index, cell in later]
+
+
+@rule
 def something_is_asserted(notebook: NotebookNode, name: str) -> list[str]:
     if not any(re.search(r"^\s*assert ", cell.source, re.M) for _, cell in code_cells(notebook)):
         return ["no cell asserts anything"]
@@ -357,6 +364,7 @@ BAD: list[tuple[Rule, Callable[[NotebookNode], Any]]] = [
         lambda nb: nb.cells[0].update(source=nb.cells[0].source.replace("03_example", "02_another")),
     ),
     (setup_comes_first_and_is_the_same_everywhere, source_of(1, "import torch")),
+    (threads_are_set_once, source_of(3, "torch.set_num_threads(2)\nassert True")),
     (something_is_asserted, source_of(3, "# assert nothing\nprint(1)")),
     (no_local_paths, source_of(3, "open('/home/someone/data')")),
     (no_local_paths, output_of("saved in /Users/someone/grid.png")),
