@@ -50,7 +50,7 @@ def tasks() -> dict[str, Callable[[], Any]]:
     return {
         "sampling, MLP, rk4": lambda: sample(plane, x, method="rk4", steps=100),
         "sampling, MLP, euler": lambda: sample(plane, x[:64], method="euler", steps=400),
-        "sampling, MLP, dopri5": lambda: sample(plane, x, rtol=1e-6, atol=1e-6),
+        "sampling, MLP, dopri5": lambda: [sample(plane, x, rtol=1e-6, atol=1e-6) for _ in range(20)],
         "sampling, U-Net, midpoint": lambda: sample(unet, images, y=y, method="midpoint", steps=8),
         "divergence, D=2, exact": lambda: [divergence(plane, x, t) for _ in range(50)],
         "divergence, D=64, exact": lambda: [divergence(wide, x64, t) for _ in range(5)],

@@ -564,7 +564,7 @@ def test_rows_are_named_by_numbers_or_by_a_mask(tmp_path: Path) -> None:
                           seed=np.int64(3), y=torch.arange(10) % 3)  # type: ignore[arg-type]  # fmt: skip
     assert made.labels is not None
     assert made.batch(made.labels == 2)[2].tolist() == [2, 2, 2]  # type: ignore[union-attr]
-    assert torch.equal(made.batch([3, 7])[0], made.batch(torch.tensor([3, 7]))[0])  # type: ignore[arg-type]
+    assert torch.equal(made.batch([3, 7])[0], made.batch(torch.tensor([3, 7]))[0])
     with pytest.raises(ValueError, match=r"indices: expected a mask of shape \(10,\)"):
         made.batch(torch.ones(3, dtype=torch.bool))
     with pytest.raises(TypeError, match="indices: expected integers"):
