@@ -113,6 +113,7 @@ def main() -> None:
     options.add_argument("before", type=Path)
     options.add_argument("after", type=Path)
     arguments = options.parse_args()
+    measure.torch.set_num_threads(1)  # as in the workers
     workers = {"before": Worker(arguments.before), "after": Worker(arguments.after)}
     result: dict[str, Any] = {
         "commits": {name: commit(getattr(arguments, name)) for name in workers}, "after_over_before": {},
