@@ -66,7 +66,7 @@ def flow_matching_loss(
     x0, x1, y = coupling(x0, x1, y)
     if t is None:
         validate.same_shape("x0", x0, "x1", x1)
-        t = keyed.rand(len(x1), like=x1) * path.last_velocity_time
+        t = keyed.rand(len(x1), like=x1, high=path.last_velocity_time)
         xt, target = path.interpolate_and_velocity(x0, x1, t)
     else:
         xt, target = path.interpolate(x0, x1, t), path.velocity(x0, x1, t)

@@ -8,9 +8,7 @@ two functions are ``torch.randn`` and ``torch.rand`` on torch's own generator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -20,19 +18,7 @@ BLOCK = 256
 """Samples that share one generator; a process draws whole blocks and keeps its own rows."""
 
 
-@dataclass
-class _Key:
-    seed: int
-    step: int
-    first: int
-    draws: int = 0
-
-
-_current: _Key | None = None
-
-
-@contextmanager
-def keyed(seed: int, step: int, first: int) -> Iterator[None]:
+class keyed:
     """Key the draws inside the block to ``seed``, ``step`` and the global index ``first`` of the batch's first sample.
 
     Example:
@@ -43,12 +29,20 @@ def keyed(seed: int, step: int, first: int) -> Iterator[None]:
         >>> torch.equal(whole[4:], half)
         True
     """
-    global _current
-    outer, _current = _current, _Key(seed, step, first)
-    try:
-        yield
-    finally:
-        _current = outer
+
+    def __init__(self, seed: int, step: int, first: int):
+        self.seed, self.step, self.first, self.draws = seed, step, first, 0
+
+    def __enter__(self) -> None:
+        global _current
+        self._outer, _current = _current, self
+
+    def __exit__(self, *raised: object) -> None:
+        global _current
+        _current = self._outer
+
+
+_current: keyed | None = None
 
 
 def randn_like(x: Tensor) -> Tensor:
@@ -61,16 +55,18 @@ def randn_like(x: Tensor) -> Tensor:
     return torch.randn_like(x) if _current is None else _draw(torch.randn, x.shape, x)
 
 
-def rand(n: int, like: Tensor) -> Tensor:
-    """Uniform numbers on [0, 1), shape (n,), with the dtype and device of ``like``.
+def rand(n: int, like: Tensor, high: float = 1.0) -> Tensor:
+    """Uniform numbers on [0, high), shape (n,), with the dtype and device of ``like``.
 
     Example:
         >>> rand(3, like=torch.empty(0)).shape
         torch.Size([3])
     """
     if _current is None:
-        return torch.rand(n, dtype=like.dtype, device=like.device)
-    return _draw(torch.rand, torch.Size([n]), like)
+        drawn = torch.rand(n, dtype=like.dtype, device=like.device)
+    else:
+        drawn = _draw(torch.rand, torch.Size([n]), like)
+    return drawn if high == 1.0 else high * drawn
 
 
 def mix(*numbers: int) -> int:
@@ -111,4 +107,4 @@ def _draw(function: Callable[..., Tensor], shape: torch.Size, like: Tensor) -> T
         return like.new_empty(shape)
     drawn = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
     start = key.first % BLOCK
-    return drawn[start : start + rows]
+    return drawn if len(drawn) == rows else drawn[start : start + rows]

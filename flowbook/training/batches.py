@@ -139,11 +139,11 @@ def _from_indexed(data: Indexed, plan: Plan) -> Iterator[Batch]:
 
 
 def _from_distribution(data: Distribution, plan: Plan) -> Iterator[Batch]:
-    generator = torch.Generator()
+    generator, alone = torch.Generator(), plan.share == slice(0, plan.batch_size)
     for step in plan.steps:
         generator.manual_seed(keyed.mix(plan.seed, step))
         batch = data.sample(plan.batch_size, generator=generator)
-        yield map_batch(lambda x: to_device(x[plan.share], plan.device), batch)
+        yield map_batch(lambda x: to_device(x if alone else x[plan.share], plan.device), batch)
 
 
 class _BatchIndices:

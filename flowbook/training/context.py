@@ -19,13 +19,15 @@ class RunContext(StepContext):
         precision: the precision of the forward pass.
         config: for the seed and the number of micro-batches.
         share: this process's rows of the global batch.
-        step: the number of the step, from 0.
         no_sync: a context in which gradients are not yet exchanged.
     """
 
-    def __init__(self, precision: Precision, config: TrainConfig, share: slice, step: int, no_sync: Callable[[], Any]):
+    step = 0
+    """The number of the step, to be set before each."""
+
+    def __init__(self, precision: Precision, config: TrainConfig, share: slice, no_sync: Callable[[], Any]):
         self.precision, self.accumulate, self.no_sync = precision, config.accumulate, no_sync
-        self.seed, self.step, self.first_row = keyed.mix(config.seed, 2), step, share.start
+        self.seed, self.first_row = keyed.mix(config.seed, 2), share.start
         self.rows = (share.stop - share.start) // config.accumulate
 
     def passes(self, part: int) -> contextlib.AbstractContextManager[Any]:

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from flowbook.training.sharding import local
+from flowbook.training.sharding import is_sharded, local
 
 
 class EMA:
@@ -39,6 +39,7 @@ class EMA:
     def follow(self, model: nn.Module) -> None:
         """From now on average the parameters of this module: the original one, after sharding or a change of device."""
         self._live, self._mean = _floating(model), _floating(self.model)
+        self._sharded = any(map(is_sharded, self._live))
         self._counts = [
             pair for pair in zip(self.model.buffers(), model.buffers(), strict=True) if not pair[0].is_floating_point()
         ]
@@ -51,7 +52,10 @@ class EMA:
             weight = 1.0
         else:
             weight = 1.0 - 0.5 ** (self.batch_size / min(self.half_life, self.images * self.ramp))
-        torch._foreach_lerp_([local(p) for p in self._mean], [local(p) for p in self._live], weight)
+        mean, live = self._mean, self._live
+        if self._sharded:
+            mean, live = [local(p) for p in mean], [local(p) for p in live]
+        torch._foreach_lerp_(mean, live, weight)
         for kept, now in self._counts:  # counters and flags have no average
             kept.copy_(now)
 

@@ -189,7 +189,8 @@ class Run:
             self.trained = torch.compile(self.trained)  # around DDP: it cuts the graph where gradients are sent
         # Sharded: gradients accumulated until the last micro-batch would be unsharded on each device.
         alone = self.processes.count == 1 or self.sharded
-        self.no_sync: Any = contextlib.nullcontext if alone else self.trained.no_sync
+        no_sync: Any = contextlib.nullcontext if alone else self.trained.no_sync
+        self.context = RunContext(self.precision, config, self.share, no_sync)
         self.last = config.steps if self.arguments.stop_after is None else min(self.arguments.stop_after, config.steps)
         if self.first >= self.last and self.processes.main:
             warnings.warn(
@@ -228,11 +229,11 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         _seed_process(keyed.mix(self.config.seed, 3, self.step, self.processes.rank), self.device)
-        context = RunContext(self.precision, self.config, self.share, self.step, self.no_sync)
+        self.context.step = self.step
         try:
             return train_step(
                 self.trained, batch, self.loss, self.optimizer, self.ema, accumulate=self.config.accumulate,
-                gradient_clip=self.config.gradient_clip, context=context,
+                gradient_clip=self.config.gradient_clip, context=self.context,
             )  # fmt: skip
         except torch.OutOfMemoryError as error:
             said = str(error).split(". ")[0]  # the error itself keeps the memory occupied

@@ -62,20 +62,20 @@ def train_step(
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     for parameter in parameters:  # zero_grad() would call the profiler too
         parameter.grad = None
-    total: Any = 0.0
+    values = []
     for part, micro_batch in enumerate(micro_batches(batch, accumulate)):
         with context.passes(part):
             with context.forward(part):
                 value = loss(model, micro_batch)
                 check_scalar(value)
-            value.backward(torch.full_like(value, 1 / accumulate))
-        total = total + value.detach() / accumulate
+            value.backward(None if accumulate == 1 else torch.full_like(value, 1 / accumulate))
+        values.append(value.detach())
     if gradient_clip is not None:
         nn.utils.clip_grad_norm_(parameters, gradient_clip)
     optimizer.step()
     if ema is not None:
         ema.update()
-    return torch.as_tensor(total)
+    return values[0] if accumulate == 1 else torch.stack(values).mean()
 
 
 def check_scalar(value: Any) -> None:
