@@ -168,6 +168,16 @@ def cells_are_short(notebook: NotebookNode, name: str) -> list[str]:
 
 
 @rule
+def one_import_for_each_module(notebook: NotebookNode, name: str) -> list[str]:
+    complaints = []
+    for index, cell in code_cells(notebook)[1:]:
+        modules = re.findall(r"^from (flowbook\S*) import", cell.source, re.M)
+        if modules != sorted(set(modules)):
+            complaints.append(f"cell {index} imports from {modules}; expected each once, in the order of their names")
+    return complaints
+
+
+@rule
 def small(notebook: NotebookNode, name: str) -> list[str]:
     size = len(nbformat.writes(notebook).encode())
     return [f"{size} bytes, more than {MAX_BYTES}"] if size > MAX_BYTES else []
@@ -357,6 +367,14 @@ BAD: list[tuple[Rule, Callable[[NotebookNode], Any]]] = [
     (figures_have_alt_text, source_of(2, "![](_static/picture.png)")),
     (figures_have_alt_text, source_of(2, '<img src="_static/picture.png">')),
     (cells_are_short, source_of(3, "a = 1\n" * 26)),
+    (
+        one_import_for_each_module,
+        source_of(3, "from flowbook.models import MLP\nfrom flowbook.models import UNet\nassert True"),
+    ),
+    (
+        one_import_for_each_module,
+        source_of(3, "from flowbook.models import MLP\nfrom flowbook.cnf import log_prob\nassert 1"),
+    ),
     (small, output_of("x" * MAX_BYTES)),
     (colab_opens_this_file, source_of(0, "no link")),
     (
