@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ PLANE: dict[str, Any] = {
     "coupling": {"name": "optimal_transport"},
     "train": {"steps": 4, "batch_size": 16},
 }
+
+
+def shell(line: str) -> int:
+    """The exit status of ``flowbook`` with the arguments of a line."""
+    return cli.main(shlex.split(line))
 
 
 @pytest.fixture
@@ -118,20 +124,7 @@ def test_the_seed_decides_the_grid(recipe: Path, tmp_path: Path) -> None:
     pictures = []
     for n, seed in enumerate(("0", "0", "1")):
         path = tmp_path / f"{n}.png"
-        cli.main(
-            [
-                "sample",
-                str(tmp_path / "run"),
-                "--n",
-                "1",
-                "--solver",
-                "midpoint:steps=1",
-                "--seed",
-                seed,
-                "--out",
-                str(path),
-            ]
-        )
+        shell(f"sample {tmp_path / 'run'} --n 1 --solver midpoint:steps=1 --seed {seed} --out {path}")
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
 
@@ -547,20 +540,6 @@ def test_the_large_recipes_cost_what_they_say_and_train_on_a_folder_of_64_x_64_a
     changes = [size.rstrip(".").replace("=K", "=2") for size in sizes] + SMALLER[name] + small
     run = ["train", name, *changes, "train.warmup_steps=0", "--out", str(tmp_path / "run")]
     assert cli.main(run) == 0
-    assert (
-        cli.main(
-            [
-                "sample",
-                str(tmp_path / "run"),
-                "--n",
-                "1",
-                "--solver",
-                "midpoint:steps=1",
-                "--out",
-                str(tmp_path / "a.png"),
-            ]
-        )
-        == 0
-    )
+    assert shell(f"sample {tmp_path / 'run'} --n 1 --solver midpoint:steps=1 --out {tmp_path / 'a.png'}") == 0
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (68, 134)  # two labels, one below the other, two pixels between
