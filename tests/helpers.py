@@ -66,7 +66,7 @@ class Recorder:
         return self.field(x, t)
 
 
-def randomised(model: nn.Module, seed: int = 0, scale: float = 0.2) -> nn.Module:
+def randomized(model: nn.Module, seed: int = 0, scale: float = 0.2) -> nn.Module:
     """Replace every weight, also those that start at zero, so that nothing cancels by accident."""
     generator = seeded(seed)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MIXTURE, NAN, normal, randomised, seeded
+from helpers import MIXTURE, NAN, normal, randomized, seeded
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,12 +20,12 @@ from flowbook.paths import LinearPath
 
 
 def small_mlp(dim: int) -> MLP:
-    return randomised(MLP(dim, hidden=16, num_classes=3).double(), scale=0.4)  # type: ignore[return-value]
+    return randomized(MLP(dim, hidden=16, num_classes=3).double(), scale=0.4)  # type: ignore[return-value]
 
 
 def small_unet() -> UNet:
     network = UNet(2, size=4, width=8, multipliers=(1, 2), blocks=1, attention=(4, 2), num_classes=3)
-    return randomised(network.double())  # type: ignore[return-value]
+    return randomized(network.double())  # type: ignore[return-value]
 
 
 CASES = {
@@ -409,7 +409,7 @@ class Normalized(torch.nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.layers = randomised(torch.nn.Sequential(torch.nn.LayerNorm(dim), torch.nn.GroupNorm(2, dim)), scale=1.0)
+        self.layers = randomized(torch.nn.Sequential(torch.nn.LayerNorm(dim), torch.nn.GroupNorm(2, dim)), scale=1.0)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return torch.sin(self.layers(x))

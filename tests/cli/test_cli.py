@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import randomised
+from helpers import randomized
 from PIL import Image
 from torchvision.utils import save_image
 
@@ -266,7 +266,7 @@ def test_a_malformed_recipe_is_refused(
 def run_folder(tmp_path: Path) -> Path:
     """A run with untrained but nonzero weights, as a checkpoint alone."""
     arguments = {key: value for key, value in DIGITS["model"].items() if key != "name"}
-    model = randomised(UNet(**arguments))
+    model = randomized(UNet(**arguments))
     weights = model.state_dict()
     checkpoints.save(tmp_path / "run" / "checkpoints", checkpoints.Checkpoint(
         1, {}, {"name": "UNet", "arguments": arguments}, None, weights, weights, {},

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import normal, randomised, seeded
+from helpers import normal, randomized, seeded
 from torch import Tensor, nn
 
 from flowbook import cnf, data, models, recipes, solvers
@@ -370,7 +370,7 @@ def test_the_trap_of_discrete_data_scored_without_dequantization() -> None:
 
 
 def smooth_field() -> models.MLP:
-    return randomised(models.MLP(2, hidden=16).double(), scale=0.3)  # type: ignore[return-value]
+    return randomized(models.MLP(2, hidden=16).double(), scale=0.3)  # type: ignore[return-value]
 
 
 TERMS = {

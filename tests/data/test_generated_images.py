@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import normal, randomised, wait_for
+from helpers import normal, randomized, wait_for
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from flowbook import cli, solvers
@@ -28,7 +28,7 @@ FEW: dict[str, Any] = {"method": "euler", "steps": 2, "batch_size": 5, "shard_si
 
 
 def unet() -> UNet:
-    return randomised(UNet(1, size=8, width=8, multipliers=(1, 2), blocks=1, num_classes=3)).float()  # type: ignore[return-value]
+    return randomized(UNet(1, size=8, width=8, multipliers=(1, 2), blocks=1, num_classes=3)).float()  # type: ignore[return-value]
 
 
 LABELS = torch.arange(40) % 3

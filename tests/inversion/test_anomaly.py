@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import INF, NAN, Recorder, normal, randomised, seeded
+from helpers import INF, NAN, Recorder, normal, randomized, seeded
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -147,7 +147,7 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(kind: Score) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_images_and_labels_in_eval_mode_with_the_mode_given_back(kind: Score, dtype: torch.dtype) -> None:
-    network = randomised(UNet(1, 8, 8, (1, 2), blocks=1, num_classes=3, dropout=0.5), scale=0.05).to(dtype)
+    network = randomized(UNet(1, 8, 8, (1, 2), blocks=1, num_classes=3, dropout=0.5), scale=0.05).to(dtype)
     x, y = normal(2, 1, 8, 8).to(dtype), torch.tensor([0, 2])
     options = extra(kind) if kind == "reconstruction" else {"method": "heun", "steps": 2, **extra(kind)}
     if kind in ("likelihood", "typicality"):

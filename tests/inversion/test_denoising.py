@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ALL_PATHS, INF, NAN, Recorder, normal, randomised, seeded
+from helpers import ALL_PATHS, INF, NAN, Recorder, normal, randomized, seeded
 from torch import Tensor, nn
 
 from flowbook.analytic import GaussianMixture
@@ -251,7 +251,7 @@ def test_a_blind_denoising_estimates_the_level_and_counts_it() -> None:
 def test_a_network_runs_in_eval_mode_gets_its_mode_back_and_keeps_the_dtype(
     options: dict[str, Any], noise_std: float | None, dtype: torch.dtype
 ) -> None:
-    network = randomised(UNet(1, 8, 8, (1, 2), blocks=1, num_classes=3, dropout=0.5), scale=0.05).to(dtype)
+    network = randomized(UNet(1, 8, 8, (1, 2), blocks=1, num_classes=3, dropout=0.5), scale=0.05).to(dtype)
     x, y = normal(2, 1, 8, 8).to(dtype), torch.tensor([0, 2])
     expected = denoise(network.eval(), x, noise_std=noise_std, y=y, generator=seeded(), **options)
     result = denoise(network.train(), x, noise_std=noise_std, y=y, generator=seeded(), **options)

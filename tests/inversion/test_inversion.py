@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FIXED, INF, NAN, Recorder, needs_mnist, normal, options, randomised, seeded
+from helpers import FIXED, INF, NAN, Recorder, needs_mnist, normal, options, randomized, seeded
 from torch import Tensor
 
 from flowbook import data, models
@@ -138,7 +138,7 @@ def test_law_2_halving_the_step_divides_the_latent_s_error_and_the_round_trip_s_
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_labels_images_modes_and_counts(dtype: torch.dtype) -> None:
-    network = randomised(UNet(1, 8, 8, (1, 2), blocks=1, num_classes=3), scale=0.05).to(dtype).train()
+    network = randomized(UNet(1, 8, 8, (1, 2), blocks=1, num_classes=3), scale=0.05).to(dtype).train()
     x, y = normal(2, 1, 8, 8).to(dtype), torch.tensor([0, 2])
     settings: dict[str, Any] = {"method": "heun", "steps": 3}
     calls: list[tuple[int, tuple[int, ...]]] = []
@@ -157,7 +157,7 @@ def test_labels_images_modes_and_counts(dtype: torch.dtype) -> None:
 
 
 def test_a_network_inverts_in_eval_mode_and_gets_its_mode_back() -> None:
-    network = randomised(UNet(1, 8, 8, (1, 2), blocks=1, dropout=0.5), scale=0.1)
+    network = randomized(UNet(1, 8, 8, (1, 2), blocks=1, dropout=0.5), scale=0.1)
     x = normal(2, 1, 8, 8).float()
     expected = invert(network.eval(), x, method="heun", steps=3).x
     torch.manual_seed(0)
@@ -383,7 +383,7 @@ def test_an_edit_to_the_same_label_is_a_round_trip_and_to_another_moves_to_its_c
 
 
 def test_guidance_in_an_edit_finds_the_model_s_null_label() -> None:
-    network = randomised(MLP(2, hidden=8, num_classes=3))
+    network = randomized(MLP(2, hidden=8, num_classes=3))
     x1, y = normal(4, 2).float(), torch.tensor([0, 1, 2, 0])
     settings: dict[str, Any] = {"method": "heun", "steps": 3}
     there = invert(network, x1, y=y, **settings)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import randomised
+from helpers import randomized
 from safetensors import safe_open
 from torch import nn
 
@@ -28,7 +28,7 @@ NETWORKS: dict[str, Any] = {
 def built(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     torch.manual_seed(0)
     network, shape = NETWORKS[name]()
-    return randomised(network).eval(), shape
+    return randomized(network).eval(), shape
 
 
 def inputs(shape: tuple[int, ...], batch: int) -> tuple[torch.Tensor, ...]:

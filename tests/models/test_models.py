@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import normal, randomised
+from helpers import normal, randomized
 from torch import Tensor, nn
 
 from flowbook import data
@@ -37,7 +37,7 @@ def shape_of(model: Any, batch: int = 4) -> tuple[int, ...]:
 
 def trained(make: Any, classes: int | None = None) -> tuple[nn.Module, Tensor, Tensor]:
     """A model with random weights everywhere, in float64, and an input."""
-    model = randomised(make(num_classes=classes)).double().eval()
+    model = randomized(make(num_classes=classes)).double().eval()
     return model, normal(*shape_of(model)), torch.linspace(0.1, 0.9, 4, dtype=torch.float64)
 
 
@@ -163,7 +163,7 @@ def test_attention_lets_distant_pixels_talk() -> None:
     x = torch.zeros(1, 1, 32, 32, dtype=torch.float64, requires_grad=True)
     reach = []
     for attention in ((), (32,)):
-        model = randomised(UNet(1, size=32, width=8, multipliers=(1,), blocks=1, attention=attention)).double()
+        model = randomized(UNet(1, size=32, width=8, multipliers=(1,), blocks=1, attention=attention)).double()
         for module in model.modules():
             if isinstance(module, nn.GroupNorm):  # which also mixes all pixels
                 module.forward = lambda h: h  # type: ignore[method-assign, assignment]
@@ -282,5 +282,5 @@ def test_a_copy_of_a_compiled_model_has_weights_of_its_own() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
 def test_labels_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
-    network, y = randomised(package.MLP(2, hidden=8, num_classes=3)), torch.tensor([0, 2])
+    network, y = randomized(package.MLP(2, hidden=8, num_classes=3)), torch.tensor([0, 2])
     assert torch.equal(network(torch.zeros(2, 2), 0.5, y.to(dtype)), network(torch.zeros(2, 2), 0.5, y))

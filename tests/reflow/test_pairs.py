@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import NAN, randomised, seeded, wait_for
+from helpers import NAN, randomized, seeded, wait_for
 from torch import Tensor, nn
 
 from flowbook import data
@@ -42,7 +42,7 @@ PLANE: dict[str, Any] = {"method": "euler", "steps": 2, "shard_size": 16, "batch
 
 
 def teacher(classes: int | None = 10) -> nn.Module:
-    return randomised(UNet(channels=1, size=8, width=8, multipliers=(1,), blocks=1, num_classes=classes), scale=0.1)
+    return randomized(UNet(channels=1, size=8, width=8, multipliers=(1,), blocks=1, num_classes=classes), scale=0.1)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import NAN, normal, randomised, seeded
+from helpers import NAN, normal, randomized, seeded
 from torch import Tensor, nn
 
 from flowbook import metrics, reflow
@@ -348,7 +348,7 @@ def test_law_9_the_data_stay_what_they_were_and_one_step_reaches_them(two_rounds
 
 
 def test_rectify_leaves_the_velocity_alone_and_starts_each_round_where_the_last_one_ended() -> None:
-    first = randomised(MLP(2, hidden=16))
+    first = randomized(MLP(2, hidden=16))
     before = copy.deepcopy(first.state_dict())
     still = TrainConfig(steps=1, batch_size=8, learning_rate=1e-12)
     once, twice = rectify(first, (2,), 2, still, n=50, **SOLVER)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import INF, NAN, normal, randomised
+from helpers import INF, NAN, normal, randomized
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
@@ -116,7 +116,7 @@ def test_20_steps_are_10_and_a_resume_and_10_bit_for_bit(
     assert first.step == 10 and first.losses.shape == (10,)
     torch.manual_seed(123)
     torch.randn(7)  # the process that resumes is another one
-    stranger = randomised(make(), seed=9)
+    stranger = randomized(make(), seed=9)
     second = fit(stranger, loss, source, config(**settings), out=tmp_path / "cut", **more)
     assert second.step == 20 and second.live is stranger
     assert torch.equal(torch.cat([first.losses, second.losses]), whole.losses)
