@@ -163,14 +163,14 @@ class GaussianMixture:
 
 def two_gaussians(distance: float = 4.0, std: float = 1.0) -> GaussianMixture:
     """Two equal Gaussians at (-distance, 0) and (distance, 0)."""
-    validate.number("distance", distance, -math.inf, math.inf)
+    validate.finite("distance", distance)
     validate.number("std", std, 0, math.inf, low_open=True)
     return GaussianMixture([[-distance, 0.0], [distance, 0.0]], std)
 
 
 def eight_gaussians(radius: float = 5.0, std: float = math.sqrt(0.1)) -> GaussianMixture:
     """Eight equal Gaussians on a circle (the default radius and variance are from torchcfm's tutorial)."""
-    validate.number("radius", radius, -math.inf, math.inf)
+    validate.finite("radius", radius)
     validate.number("std", std, 0, math.inf, low_open=True)
     angles = [2 * math.pi * k / 8 for k in range(8)]
     return GaussianMixture([[radius * math.cos(a), radius * math.sin(a)] for a in angles], std)

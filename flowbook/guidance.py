@@ -45,14 +45,16 @@ def guided(velocity: Velocity, scale: float, null_label: int | None = None) -> G
         null_label: the label that stands for "no condition"; by default the model's own ``null_label``.
 
     Raises:
-        ValueError: when neither the call nor the model defines a null label.
+        ValueError: when neither the call nor the model defines a null label, and for a scale that is not finite.
+        TypeError: for a velocity that cannot be called, and a null label that is not an integer.
 
     Example:
         >>> v = guided(lambda x, t, y=None: x * y[:, None], scale=3.0, null_label=0)
         >>> v(torch.ones(1, 2), 0.5, torch.tensor([1]))
         tensor([[3., 3.]])
     """
-    validate.number("scale", scale, -float("inf"), float("inf"))
+    validate.function("velocity", velocity, "a class-conditional network")
+    validate.finite("scale", scale)
     if null_label is None:
         null_label = null_label_of(velocity)
     if null_label is None:
@@ -93,7 +95,7 @@ def drop_labels(
 
 
 def check_labels(network: Velocity, data: Any) -> None:
-    """Raise for labels of tensor data that are out of range for a class-conditional network, or its null label.
+    """Raise ValueError if a label of tensor data is out of range for the network, or is its null label.
 
     Called once for the whole data set: in every step, reading the labels would cost more than the step's other checks.
     Without this check, labels 1 to K would train without an error, with K as the null label.

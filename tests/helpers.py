@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flowbook import solvers
 from flowbook.analytic import GaussianMixture
+from flowbook.data import data_root
 from flowbook.paths import CosinePath, LinearPath, Path, VPPath
 from flowbook.solvers import Method
 
@@ -29,7 +30,7 @@ ADAPTIVE: tuple[Method, ...] = solvers.ADAPTIVE
 METHODS: tuple[Method, ...] = FIXED + ADAPTIVE
 NAN, INF = math.nan, math.inf
 needs_mnist = pytest.mark.skipif(
-    not os.environ.get("FLOWBOOK_DATA"), reason="needs MNIST, and FLOWBOOK_DATA names no folder that has it"
+    not (data_root() / "MNIST").is_dir(), reason=f"needs MNIST, which is not in {data_root()}"
 )
 
 MIXTURE = GaussianMixture([[1.0, -0.5], [-2.0, 0.7], [0.3, 1.8]], [0.4, 0.8, 0.25], [0.5, 0.3, 0.2])

@@ -107,6 +107,6 @@ def test_the_device_notices_a_value_that_is_read() -> None:
     def reads(x: Tensor, t: Any) -> Tensor:
         return x * float(t)
 
+    LinearPath().interpolate(images(), images(), 0.5)
     with pytest.raises(RuntimeError, match="meta"):
-        LinearPath().interpolate(images(), images(), 0.5)
         reads(images(), torch.empty((), device=META))

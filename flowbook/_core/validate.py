@@ -7,6 +7,7 @@ costs nothing. Values are checked only where reading them is free: on the CPU, i
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -140,6 +141,14 @@ def positive_int(name: str, value: Any, *, at_least: int = 1) -> None:
         raise TypeError(f"{name}: expected an integer of at least {at_least}; got {value!r}")
     if value < at_least:
         raise ValueError(f"{name}: expected an integer of at least {at_least}; got {value}")
+
+
+def finite(name: str, value: Any) -> None:
+    """``value`` is a number, not infinite and not NaN."""
+    if not is_number(value):
+        raise TypeError(f"{name}: expected a number; got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number; got {value!r}")
 
 
 def number(name: str, value: Any, low: float, high: float, *, low_open: bool = False, high_open: bool = False) -> None:

@@ -17,7 +17,8 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a usage error ends with one line and exit status 2, a file error with one line and status 1.
+    """Run one command. Invalid input and a failed run end with one line and exit status 2, an error of the operating
+    system, such as a folder that cannot be written, with one line and status 1.
 
     Status 75 means that SIGTERM has stopped a training run, 130 that Ctrl-C has: the same command resumes it.
     """

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 CHECKPOINT = "folder of a run or checkpoint, an exported file, or the name of shipped weights (mnist)"
 
 
+FOLDER: dict[str, Any] = {"precision": "fp32", "compile": False, "batch_size": 250, "shard_size": 1000}
+"""The options for folders, with their defaults."""
+
+
 def add_solver(command: argparse.ArgumentParser, default: str, also: str = "") -> None:
     """Add the option for the solver, given as a string."""
     command.add_argument(
@@ -39,10 +43,11 @@ def add_draws(command: argparse.ArgumentParser) -> None:
 
 def add_folder(command: argparse.ArgumentParser) -> None:
     """Add the options for folders of shards."""
-    command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network, for folders")
-    command.add_argument("--compile", action="store_true", help="torch.compile the network, for folders")
-    command.add_argument("--batch-size", type=int, default=250, help="samples solved at once, for folders")
-    command.add_argument("--shard-size", type=int, default=1000, help="rows per shard of a folder")
+    command.add_argument("--precision", choices=("fp32", "bf16"), help="network precision (folders only)")
+    command.add_argument("--compile", action="store_true", help="torch.compile the network (folders only)")
+    command.add_argument("--batch-size", type=int, help="samples solved at once (folders only)")
+    command.add_argument("--shard-size", type=int, help="rows per shard (folders only)")
+    command.set_defaults(**FOLDER)
 
 
 def say(text: str) -> None:

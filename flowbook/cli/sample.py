@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from flowbook.cli.common import (
     CHECKPOINT,
+    FOLDER,
     add_device,
     add_draws,
     add_folder,
@@ -60,6 +61,9 @@ def _grid(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--out: expected an image file, such as samples.png, or a folder without an extension; got {options.out}"
         )
+    for name, default in FOLDER.items():
+        if getattr(options, name) != default:
+            raise ValueError(f"--{name.replace('_', '-')}: is for folders; got it with a grid, --out {options.out}")
     if options.labels == []:
         raise ValueError("--labels: expected at least one label after it, for example --labels 7 1; got none")
     velocity, network = load_images(options.checkpoint)

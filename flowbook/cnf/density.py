@@ -64,19 +64,19 @@ def log_prob(
 
     State and integrated divergence are solved together from t = 1 to 0. With ``nodes``, the state is solved alone, and
     the divergence is integrated along the trajectory by Gauss-Legendre quadrature: it is as smooth in t as the
-    velocity, and needs far fewer values than the state needs steps; each value costs D vector-Jacobian products. A
-    module runs in eval mode.
+    velocity, and needs far fewer nodes than the solver needs evaluations. At each node the trace is computed once: by D
+    VJPs, or one for each probe (in forward mode JVPs). A module runs in eval mode.
 
     Args:
         velocity: ``v(x, t, y=None)``. Each sample's velocity must depend on that sample alone.
         x1: data, shape (B, ...), floating point.
         y: labels, shape (B,), passed on to the velocity.
-        trace: "exact", D vector-Jacobian products for each evaluation; or "hutchinson", one for each probe.
+        trace: "exact", D VJPs (in forward mode JVPs) for each evaluation; or "hutchinson", one for each probe.
         probes: number of Rademacher probes of "hutchinson", drawn once for the whole solve.
         generator: for the probes.
         source: the density at t = 0; the standard normal when None.
         nodes: number of nodes of the Gauss-Legendre rule; None computes the divergence in every evaluation. 16 to 20
-            are enough where some 12 steps of rk4 are; compare with twice as many where the error matters. Between its
+            suffice where about 12 rk4 steps do; compare with twice as many where the error matters. Between its
             steps the solver interpolates the state, with the accuracy given for ``save_at`` in
             :func:`flowbook.solvers.solve`.
         mode: mode of the Jacobian products, as in :func:`flowbook.divergence.divergence`.
@@ -149,7 +149,7 @@ class Joint:
     """The state, with what is integrated along its trajectory: the traces and, with ``penalties``, two penalties."""
 
     def __init__(self, velocity: Velocity, x1: Tensor, y: Tensor | None, how: Probing, penalties: bool = False):
-        validate.float_tensor("x1", x1, min_dim=2)
+        validate.float_tensor("x1", x1, min_dim=2, finite=True)
         validate.one_of("mode", how.mode, MODES)
         self.velocity, self.x1, self.y = velocity, x1, y
         self.mode, self.probes, self.penalties = how.mode, how.probes, penalties

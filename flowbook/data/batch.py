@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Batch = Tensor | tuple[Tensor, ...] | tuple[Tensor, Tensor, None]
+Batch = Tensor | tuple[Tensor, ...] | tuple[Tensor, None] | tuple[Tensor, Tensor, None]
 
 
 def unpack(batch: Batch) -> tuple[Tensor | None, Tensor, Tensor | None]:
@@ -34,10 +34,14 @@ def is_tensors(data: Any) -> bool:
     """True for a whole data set given as tensors: x1, (x1, y) or (x0, x1, y).
 
     Example:
-        >>> is_tensors((torch.zeros(3, 2), torch.zeros(3))), is_tensors("mnist")
-        (True, False)
+        >>> is_tensors((torch.zeros(3, 2), torch.zeros(3))), is_tensors((torch.zeros(3, 2), None)), is_tensors("mnist")
+        (True, True, False)
     """
-    return isinstance(data, Tensor) or (isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data[:2]))
+    if isinstance(data, Tensor):
+        return True
+    if not isinstance(data, tuple) or not data or not isinstance(data[0], Tensor):
+        return False
+    return len(data) == 1 or isinstance(data[1], Tensor) or (len(data) == 2 and data[1] is None)
 
 
 def labels_of(data: Any) -> Tensor | None:

@@ -1,6 +1,6 @@
 r"""Out-of-distribution images for models of digits, without a download: letters, patches of photographs, corruptions.
 
-All are greyscale in [-1, 1], shape (N, 1, size, size), light on dark like the digits.
+Letters and patches have the shape (N, 1, size, size) and values in [-1, 1]; letters are light on dark, like the digits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook._core.draws import drawing_device, normal_like
 from flowbook.data.images import ImageTensors
 
 FONTS = tuple(
@@ -25,7 +26,7 @@ FONTS = tuple(
 
 
 def letters(size: int = 8, margin: int = 0, levels: int = 256) -> ImageTensors:
-    """The 26 capital letters in the twelve styles of DejaVu, 312 images; O and I look like digits, as they should.
+    """The 26 capital letters in the twelve styles of DejaVu, 312 images; O and I are meant to look like digits.
 
     Args:
         size: height and width; each letter fills it except for the margin, like the digits.
@@ -127,8 +128,7 @@ def corrupt(images: Tensor, kind: str, generator: torch.Generator | None = None)
 
 
 def _noise(images: Tensor, generator: torch.Generator | None) -> Tensor:
-    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype, device=images.device)
-    return (images + 0.5 * noise).clamp(-1, 1)
+    return (images + 0.5 * normal_like(images, generator)).clamp(-1, 1)
 
 
 def _blur(images: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -137,8 +137,9 @@ def _blur(images: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _occluded(images: Tensor, generator: torch.Generator | None) -> Tensor:
     height, width = images.shape[-2:]
+    device = drawing_device(images, generator)
     corners = [
-        torch.randint(side - side // 2 + 1, (len(images), 1), generator=generator, device=images.device)
+        torch.randint(side - side // 2 + 1, (len(images), 1), generator=generator, device=device).to(images.device)
         for side in (height, width)
     ]
     rows, columns = (
@@ -151,7 +152,8 @@ def _occluded(images: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _shuffled(images: Tensor, generator: torch.Generator | None) -> Tensor:
     n, channels, height, width = images.shape
-    order = torch.rand(n, height * width, generator=generator, device=images.device).argsort(1)
+    device = drawing_device(images, generator)
+    order = torch.rand(n, height * width, generator=generator, device=device).to(images.device).argsort(1)
     return images.flatten(2).gather(2, order[:, None].expand(-1, channels, -1)).reshape(images.shape)
 
 

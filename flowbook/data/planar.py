@@ -198,4 +198,4 @@ def pinwheel(
 
 def _finite(**numbers: float) -> None:
     for name, value in numbers.items():
-        validate.number(name, value, -math.inf, math.inf, low_open=True, high_open=True)
+        validate.finite(name, value)

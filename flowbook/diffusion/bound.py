@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook._core.draws import normal_like
 from flowbook.data import grey_levels
 from flowbook.diffusion.model import Model, check_model
-from flowbook.diffusion.samplers import VARIANCES, Predictor, Variance, check_sampling, normal_like
+from flowbook.diffusion.samplers import VARIANCES, Predictor, Variance, check_sampling
 from flowbook.diffusion.schedule import NoiseSchedule, Prediction
 from flowbook.velocity import evaluating
 
@@ -28,11 +29,11 @@ def variational_bound(
     prediction: Prediction | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The variational upper bound on -log2 p(x1) per dimension, shape (B,) (Ho et al. 2020, equations 5 and 13).
+    """One Monte Carlo estimate of the variational upper bound on -log2 p(x1) per dimension, shape (B,).
 
-    T model calls. The bound adds the KL divergence of x_{T-1} from the prior, the KL divergence of every step, and the
-    likelihood of the discrete data under the last step's Gaussian, integrated over the bin of each value. Each step
-    uses one draw of noise.
+    The bound adds the KL divergence of x_{T-1} from the prior, the KL divergence of every step, and the likelihood of
+    the discrete data under the last step's Gaussian, integrated over the bin of each value (Ho et al. 2020, equations
+    5 and 13). It takes T model calls, and each step uses one draw of noise.
 
     Args:
         model, schedule, y, clip, prediction: as in :func:`ddpm_sample`.
@@ -50,7 +51,7 @@ def variational_bound(
     validate.one_of("variance", variance, VARIANCES)
     validate.positive_int("levels", levels, at_least=2)
     prediction = check_model(model, schedule, prediction)
-    check_sampling(x1, y, clip)
+    check_sampling(x1, y, clip, name="x1")
     grey_levels(x1, levels)  # raises for data without levels
     predictor = Predictor(model, schedule.on(x1.device), prediction, clip)
     nats = _prior_term(x1, predictor.schedule)
@@ -73,11 +74,11 @@ def _prior_term(x1: Tensor, schedule: NoiseSchedule) -> Tensor:
 
 def _step_term(x1: Tensor, x: Tensor, data: Tensor, schedule: NoiseSchedule, *, i: int, variance: Variance) -> Tensor:
     """The KL divergence of the posterior of step i from the model's Gaussian, shape (B,)."""
-    theirs, spread = schedule.posterior(x, x1, i)
+    posterior_mean, posterior_variance = schedule.posterior(x, x1, i)
     mean, _ = schedule.posterior(x, data, i)
-    of_model = schedule.betas[i].to(x) if variance == "beta" else spread
-    ratio = spread / of_model
-    gap = (theirs - mean).square() / of_model
+    of_model = schedule.betas[i].to(x) if variance == "beta" else posterior_variance
+    ratio = posterior_variance / of_model
+    gap = (posterior_mean - mean).square() / of_model
     return (0.5 * (ratio - 1 - ratio.log() + gap)).flatten(1).sum(1)
 
 

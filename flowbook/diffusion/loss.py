@@ -68,8 +68,9 @@ def ddpm_loss(
 class Diffusion:
     """:func:`ddpm_loss` for a network that takes a time, as the ``loss(network, batch)`` that ``fit`` expects.
 
-    A batch is x1 or (x1, y). ``fit`` and ``load`` return the network's :func:`~flowbook.diffusion.probability_flow`, a
-    velocity. Its ``model`` is the one that :func:`ddpm_sample` and :func:`ddim_sample` take.
+    A batch is x1, (x1, y) or (x0, x1, y), whose x0 is then the noise. ``fit`` and ``load`` return the network's
+    :func:`~flowbook.diffusion.probability_flow`, a velocity. Its ``model`` is the one that :func:`ddpm_sample` and
+    :func:`ddim_sample` take.
 
     Example:
         >>> loss = Diffusion(NoiseSchedule.cosine(100))
@@ -103,7 +104,7 @@ class Diffusion:
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> Diffusion:
-        """The inverse of :meth:`describe`."""
+        """The loss that has this description; its label dropout, which only training needs, is 0."""
         betas = torch.tensor(description["betas"], dtype=torch.float64)
         return cls(NoiseSchedule(betas), description["prediction"])
 

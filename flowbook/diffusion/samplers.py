@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook._core.draws import normal_like
 from flowbook.diffusion.model import Model, check_model
 from flowbook.diffusion.schedule import NoiseSchedule, Prediction
 from flowbook.velocity import call, evaluating
 
 Variance = Literal["posterior", "beta"]
-"""The variance of a reverse step, exact for data that are a single point, or for data from N(0, I)."""
+"""The variance of a reverse step: "posterior" is exact for data at a single point, "beta" for data from N(0, I)."""
 VARIANCES: tuple[Variance, ...] = get_args(Variance)
 
 
@@ -54,15 +55,15 @@ def ddpm_sample(
         tensor([[2.]])
     """
     validate.one_of("variance", variance, VARIANCES)
-    predictor = Predictor(model, schedule.on(x.device), check_model(model, schedule, prediction), clip)
     check_sampling(x, y, clip)
+    prediction = check_model(model, schedule, prediction)
+    predictor = Predictor(model, schedule.on(x.device), prediction, clip)
     with evaluating(model):
         for i in reversed(range(schedule.steps)):
             data = predictor.data(x, i, y)
-            mean, spread = predictor.schedule.posterior(x, data, i)
-            if variance == "beta":
-                spread = predictor.schedule.betas[i].to(x)
-            x = mean if i == 0 else mean + spread.sqrt() * normal_like(x, generator)
+            mean, posterior = predictor.schedule.posterior(x, data, i)
+            squared = posterior if variance == "posterior" else predictor.schedule.betas[i].to(x)
+            x = mean if i == 0 else mean + squared.sqrt() * normal_like(x, generator)
     return x
 
 
@@ -95,8 +96,8 @@ def ddim_sample(
         tensor([[2.]])
     """
     validate.number("eta", eta, 0, 1)
-    predictor = Predictor(model, schedule, check_model(model, schedule, prediction), clip)
     check_sampling(x, y, clip)
+    predictor = Predictor(model, schedule, check_model(model, schedule, prediction), clip)
     visited = ddim_steps(schedule.steps, steps)
     abar = schedule.alphas_cumprod.tolist()
     with evaluating(model):
@@ -143,15 +144,9 @@ class Predictor:
         return data if self.clip is None else data.clamp(-self.clip, self.clip)
 
 
-def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers like x, drawn on the generator's device."""
-    device = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
-
-
-def check_sampling(x: Tensor, y: Tensor | None, clip: float | None) -> None:
+def check_sampling(x: Tensor, y: Tensor | None, clip: float | None, name: str = "x") -> None:
     """Raise for a state, labels or bounds that no sampler accepts."""
-    validate.float_tensor("x", x, min_dim=1, finite=True)
+    validate.float_tensor(name, x, min_dim=1, finite=True)
     if y is not None:
         validate.labels("y", y, len(x))
     if clip is not None:

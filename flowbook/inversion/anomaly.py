@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook._core.draws import normal_like
 from flowbook.cnf import log_prob
 from flowbook.inversion.denoising import denoise
 from flowbook.inversion.latents import invert
@@ -24,7 +25,7 @@ from flowbook.velocity import Velocity
 Score = Literal["likelihood", "typicality", "latent_norm", "reconstruction"]
 SCORES: tuple[Score, ...] = get_args(Score)
 _SOLVER = tuple(SolverOptions.__annotations__)
-_DENSITY = (*_SOLVER, "trace", "probes", "generator", "source", "mode")
+_DENSITY = (*_SOLVER, "trace", "probes", "generator", "source", "nodes", "mode")
 OPTIONS: dict[Score, tuple[str, ...]] = {
     "likelihood": _DENSITY,
     "typicality": _DENSITY,
@@ -114,8 +115,7 @@ def _reconstruction(
     validate.generator(generator)
     error = x.new_zeros(len(x))
     for _ in range(draws):
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        seen = denoise(velocity, x + noise_std * noise, noise_std=noise_std, path=path, y=y).x
+        seen = denoise(velocity, x + noise_std * normal_like(x, generator), noise_std=noise_std, path=path, y=y).x
         error = error + (seen - x).flatten(1).square().mean(1) / draws
     return error
 
@@ -139,4 +139,4 @@ def _check(x: Tensor, kind: Score, y: Tensor | None, reference: Tensor | float |
         if y is not None:
             raise ValueError("reference: expected the mean, a number, where x has labels; got data without labels")
     else:
-        validate.number("reference", reference, -math.inf, math.inf, low_open=True, high_open=True)
+        validate.finite("reference", reference)

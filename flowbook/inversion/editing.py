@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -56,8 +55,8 @@ def edit(
             ``steps`` in each direction; a ``grid`` is cut at t = 1 - strength.
 
     Example:
-        >>> towards = lambda x, t, y: y[:, None].to(x).expand_as(x)  # label k moves by k
-        >>> edit(towards, torch.ones(1, 2), torch.tensor([1]), torch.tensor([5]), method="euler", steps=1).x
+        >>> toward = lambda x, t, y: y[:, None].to(x).expand_as(x)  # label k moves by k
+        >>> edit(toward, torch.ones(1, 2), torch.tensor([1]), torch.tensor([5]), method="euler", steps=1).x
         tensor([[5., 5.]])
     """
     refuse(solver, ("t0", "t1"), "edit changes direction at t = 1 - strength")
@@ -66,12 +65,12 @@ def edit(
     for name, labels in (("y", y), ("new_y", new_y)):
         validate.labels(name, labels, len(x1))
     validate.number("strength", strength, 0, 1, low_open=True)
-    validate.number("guidance", guidance, -math.inf, math.inf)
+    validate.finite("guidance", guidance)
     if isinstance(unwrapped(velocity), Guided):
         raise TypeError("velocity: expected one without guidance; got a guided one, pass the guidance scale instead")
-    towards = velocity if guidance == 1.0 else guided(velocity, guidance, null_label)
+    field = velocity if guidance == 1.0 else guided(velocity, guidance, null_label)
     turn = 1.0 - strength
     chosen = as_solver(solver).between(turn, 1.0)
     there = solve(velocity, x1, 1.0, turn, y=y, solver=chosen)
-    back = solve(towards, there.x, turn, 1.0, y=new_y, solver=chosen)
+    back = solve(field, there.x, turn, 1.0, y=new_y, solver=chosen)
     return Edit(back.x, there.x, there.nfe + back.nfe)

@@ -33,8 +33,8 @@ class Scores(ImageScores):
 
     samples: int
     """The number of images."""
-    nfe: int
-    """Model calls for each sample; a guided evaluation counts two."""
+    nfe: float
+    """Model calls for each sample, where a guided evaluation counts two; an adaptive method's batches are averaged."""
     guidance: float
     """Scale of classifier-free guidance."""
     solver: str
@@ -111,17 +111,24 @@ def score_velocity(
             None requests every class equally often, which the Frechet distance counts as an error where the data are
             not balanced.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields; by default 12 steps of midpoint.
+
+    Returns:
+        The :class:`Scores`.
+
+    Raises:
+        ValueError, TypeError: for invalid arguments.
     """
     validate.positive_int("n", n)
+    validate.positive_int("batch_size", batch_size)
     chosen = as_solver(solver, default=Solver("midpoint", steps=12))
     generator = torch.Generator().manual_seed(seed)
     field = velocity if guidance == 1.0 else guided(velocity, guidance, judge.num_classes)
     labels = labels_like([1] * judge.num_classes if class_counts is None else class_counts, n)
-    images, nfe, device = [], 0, device_of(velocity)
+    images, calls, device = [], 0, device_of(velocity)
     for part in labels.split(batch_size):
         x0 = torch.randn(len(part), judge.channels, judge.size, judge.size, generator=generator)
         solution = sample(field, x0.to(device), y=part.to(device), solver=chosen)
         images.append(solution.x.cpu())
-        nfe = solution.nfe
+        calls += len(part) * solution.nfe
     found = score_images(torch.cat(images), labels, judge, reference)
-    return Scores(found.class_accuracy, found.frechet, n, nfe, guidance, str(chosen), seed)
+    return Scores(found.class_accuracy, found.frechet, n, calls / n, guidance, str(chosen), seed)

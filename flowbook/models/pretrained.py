@@ -122,8 +122,8 @@ def read_exported(path: str | Path) -> nn.Module:
         with safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {})["model"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        model = build(description["name"], **description["arguments"])
+        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"path: {path} is damaged or was not written by flowbook: {error!r}") from error
-    model = build(description["name"], **description["arguments"])
-    model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     return model.eval()

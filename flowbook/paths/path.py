@@ -115,9 +115,10 @@ class Path(ABC):
 
         All five are linear in each other once ``xt`` is known: with the expected noise :math:`\epsilon` and data
         :math:`d`, :math:`x_t = \alpha d + \sigma\epsilon`, the velocity is :math:`\dot\alpha d + \dot\sigma\epsilon`
-        and the score :math:`-\epsilon / \sigma` (Song et al. 2021, appendix B; Lipman et al. 2024, section 4.8). The
-        fifth is :math:`v = \alpha\epsilon - \sigma d` (Salimans and Ho 2022, section 4), which is not a velocity: on
-        the quarter circle dx/dt is :math:`-\tfrac{\pi}{2} v`; on other paths it is not a multiple of v.
+        and the score :math:`-\epsilon / \sigma` (Lipman et al. 2024, section 4.8). The fifth is
+        :math:`v = \alpha\epsilon - \sigma d` (Salimans and Ho 2022, section 4), which is not a velocity: where
+        :math:`\alpha^2 + \sigma^2 = 1`, dx/dt is v times a negative function of t, on the quarter circle
+        :math:`-\tfrac{\pi}{2} v`; on other paths it is not a multiple of v.
 
         Args:
             value: the prediction, shape (B, ...).

@@ -52,15 +52,15 @@ class RetimedPath(Path):
 
 
 class Retimed(Wrapper):
-    """A velocity in a new time variable; made by :func:`retimed`."""
+    """A velocity in the time u of :func:`retimed`, which its argument ``t`` then is."""
 
     def __init__(self, velocity: Velocity, power: float):
         super().__init__()
         self.velocity, self.power = velocity, power
 
-    def forward(self, x: Tensor, u: Tensor | float, y: Tensor | None = None) -> Tensor:
-        validate.time("u", u, len(x))
-        left = 1 - torch.as_tensor(u, dtype=x.dtype, device=x.device).clamp(0, 1)
+    def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
+        validate.time("t", t, len(x))
+        left = 1 - torch.as_tensor(t, dtype=x.dtype, device=x.device).clamp(0, 1)
         v = call(self.velocity, x, 1 - left**self.power, y)
         speed = self.power * left ** (self.power - 1)
         return speed.reshape(-1, *[1] * (x.dim() - 1)) * v

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -150,7 +149,7 @@ def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Ten
     if "preview" not in recipe:
         return None
     options = {"solver": "midpoint:steps=20", "guidance": 1.0, **recipe["preview"]}
-    validate.number("preview.guidance", options["guidance"], -math.inf, math.inf)
+    validate.finite("preview.guidance", options["guidance"])
     solver = Solver.parse(options["solver"])
     if not hasattr(model, "size"):
         raise ValueError(f"preview: expected a model of images; got {recipe['model']['name']}")

@@ -115,7 +115,7 @@ class Solver:
         """The times between the steps of a fixed-step method from t0 to t1, both included.
 
         Raises:
-            ValueError: for a grid that does not start and end at t0 and t1.
+            ValueError: for a grid that does not start and end at t0 and t1, and for an adaptive method.
 
         Example:
             >>> Solver("euler", steps=2).times(0.0, 1.0)
@@ -124,7 +124,8 @@ class Solver:
         if (grid := self._grid) is not None:
             ordered = grid if (grid[-1] - grid[0]) * (t1 - t0) > 0 else grid[::-1]
             return ending_at("grid", list(ordered), t0, t1)
-        assert self.steps is not None
+        if self.steps is None:
+            raise ValueError(f"times: {self.method} chooses its own steps; expected a fixed-step method")
         return [t1 if n == self.steps else t0 + n * ((t1 - t0) / self.steps) for n in range(self.steps + 1)]
 
     def between(self, t0: float, t1: float) -> Solver:
@@ -230,7 +231,10 @@ def ordered_times(name: str, given: Any) -> tuple[float, ...]:
     """Times in [0, 1], at least two, strictly increasing or strictly decreasing."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise TypeError(f"{name}: expected a sequence of times; got {type(given).__name__}")
-    times = tuple(float(t) for t in given)
+    try:
+        times = tuple(float(t) for t in given)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected numbers; got {given!r}") from error
     if len(times) < 2:
         raise ValueError(f"{name}: expected at least two times; got {list(times)}")
     for t in (min(times), max(times)):

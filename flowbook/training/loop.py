@@ -105,10 +105,10 @@ def fit(
         callbacks: each is called as ``f(step, velocity, logs)`` whenever a line of the log is due, with the averaged
             velocity (EMA) and the numbers of the line.
         validation: data like ``data``; the loss of the averaged network (EMA) on them is logged every
-            ``config.validation_every`` steps, always with the same noise and times.
+            ``config.validation_every`` steps, always with the same noise, times and coupling.
 
     Raises:
-        FloatingPointError: when the loss is no longer finite; the last good checkpoint is kept.
+        FloatingPointError: when the loss or the parameters are no longer finite; the last good checkpoint is kept.
         RuntimeError: with gradients disabled, or while another thread of the process trains.
         MemoryError: when a forward pass and its gradient do not fit into memory; it says how many samples would.
         Preempted: when SIGTERM has stopped the run; the process exits with status 75 unless it is caught.
@@ -313,7 +313,8 @@ class Run:
         model = self._averaged_network()
         found = 0.0
         if self.processes.main:
-            found = validation_loss(model, self.loss, self.arguments.validation, self.config, self.precision)
+            coupling, data = self.arguments.coupling, self.arguments.validation
+            found = validation_loss(model, self.loss, data, self.config, precision=self.precision, coupling=coupling)
         self.processes.wait()
         return found
 

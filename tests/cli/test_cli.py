@@ -332,6 +332,15 @@ def test_files_that_cannot_be_used_end_with_one_line_and_status_1(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("option", ["--precision bf16", "--compile", "--batch-size 3", "--shard-size 4"])
+def test_a_grid_refuses_the_options_of_folders(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert shell(f"sample {run_folder} --out {tmp_path / 'a.png'} {option}") == 2
+    assert f"sample: {option.split()[0]}: is for folders; got it with a grid" in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
+
+
 # Pairs and students ---------------------------------------------------------------------------------------------------
 
 FEW = ["--solver", "euler:steps=2", "--batch-size", "8", "--shard-size", "16"]

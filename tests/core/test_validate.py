@@ -9,9 +9,13 @@ import pytest
 import torch
 from helpers import INF, NAN
 
+from flowbook import cnf, diffusion, guidance, paths, solvers
 from flowbook._core import validate
 
 X = torch.zeros(3, 2)
+STILL: Any = lambda x, t, y=None: torch.zeros_like(x)  # noqa: E731
+NOISE: Any = lambda x, i, y=None: torch.zeros_like(x)  # noqa: E731
+LINEAR = diffusion.NoiseSchedule.linear(10)
 
 
 def test_numpy_s_numbers_are_numbers() -> None:
@@ -111,3 +115,25 @@ def test_values_on_another_device_are_not_looked_at() -> None:
     assert validate.values_are_readable(X)
     assert not validate.values_are_readable(X.to("meta"))
     validate.time("t", torch.full((3,), 7.0, device="meta"), 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: cnf.log_prob(STILL, torch.tensor([[NAN, 0.0]])), ValueError, "x1: .*1 of 2"),
+        (lambda: cnf.nll_loss(STILL, torch.tensor([[NAN, 0.0]])), ValueError, "x1: .*1 of 2"),
+        (lambda: diffusion.variational_bound(NOISE, torch.zeros(1, 2).long(), LINEAR), TypeError, "x1: "),
+        (lambda: diffusion.ddpm_sample(NOISE, [1.0], LINEAR), TypeError, "x: expected a torch.Tensor"),  # type: ignore[arg-type]
+        (lambda: diffusion.ddpm_sample(NOISE, torch.zeros(1, 2), "linear"), TypeError, "schedule: expected a NoiseS"),  # type: ignore[arg-type]
+        (lambda: diffusion.ddim_sample(NOISE, torch.zeros(1, 2), "linear", 2), TypeError, "schedule: expected a Noi"),  # type: ignore[arg-type]
+        (lambda: solvers.Solver().times(0.0, 1.0), ValueError, "times: dopri5 chooses its own steps"),
+        (lambda: solvers.solve(STILL, torch.zeros(1, 2), save_at=[0, "a", 1]), TypeError, "save_at: expected numbers"),  # type: ignore[list-item]
+        (lambda: guidance.guided(STILL, INF, 3), ValueError, "scale: expected a finite number; got inf"),
+        (lambda: guidance.guided(STILL, NAN, 3), ValueError, "scale: expected a finite number; got nan"),
+        (lambda: guidance.guided("a", 2.0, 3), TypeError, "velocity: "),  # type: ignore[arg-type]
+        (lambda: paths.retimed(STILL)(torch.zeros(1, 2), t=2.0), ValueError, "t: "),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_argument_that_the_caller_gave(call: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=f"^{message}"):
+        call()

@@ -59,6 +59,7 @@ def test_law_1_scores_of_a_constant_velocity_are_those_of_noise_moved(shape: tup
     )
     for kind, options, expected in cases:
         torch.testing.assert_close(anomaly_score(field, x, kind, **options), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(anomaly_score(field, x, nodes=2), nats, rtol=0, atol=1e-12)
 
 
 def test_the_likelihood_is_the_mixture_s_own_negative_log_density() -> None:
@@ -183,7 +184,11 @@ X, Y = torch.zeros(2, 2), torch.tensor([0, 1])
         (lambda v: anomaly_score(v, X, "typicality"), ValueError, "reference: expected data to compare"),
         (lambda v: anomaly_score(v, X, "latent_norm", reference=X[:, :1]), ValueError, "reference: expected data like"),
         (lambda v: anomaly_score(v, X, "latent_norm", reference=X[:0]), ValueError, "reference: expected data like x"),
-        (lambda v: anomaly_score(v, X, "latent_norm", reference=INF), ValueError, "reference: expected a number"),
+        (
+            lambda v: anomaly_score(v, X, "latent_norm", reference=INF),
+            ValueError,
+            "reference: expected a finite number",
+        ),
         (lambda v: anomaly_score(v, X, "latent_norm", reference=X, y=Y), ValueError, "reference: expected the mean"),
         (lambda v: anomaly_score(v, X, "latent_norm", trace="exact"), TypeError, "trace: not an option of the score"),
         (lambda v: anomaly_score(v, X, stepz=3), TypeError, "stepz: not an option of the score 'likelihood'; expected"),

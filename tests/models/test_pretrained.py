@@ -77,9 +77,17 @@ def test_a_missing_damaged_or_foreign_file_is_named(tmp_path: Path) -> None:
         pretrained.read_exported(tmp_path / "cut.safetensors")
     from safetensors.torch import save_file
 
-    save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(ValueError, match="was not written by flowbook"):
-        pretrained.read_exported(tmp_path / "foreign.safetensors")
+    other = {"name": "MLP", "arguments": {"dim": 3}}
+    odd = other | {"arguments": 3}
+    for metadata in (
+        None,
+        {"model": "{}"},
+        {"model": json.dumps(other)},
+        {"model": json.dumps(odd)},
+    ):
+        save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors", metadata=metadata)
+        with pytest.raises(ValueError, match="was not written by flowbook"):
+            pretrained.read_exported(tmp_path / "foreign.safetensors")
 
 
 @pytest.mark.parametrize("load", [models.load_pretrained, models.load_classifier, models.load_moments])
@@ -124,6 +132,22 @@ def test_a_score_does_not_depend_on_the_batch_size() -> None:
     large = metrics.score_velocity(model, judge, reference, n=80, steps=2, batch_size=80)
     assert small.nfe == large.nfe == 4
     assert small.frechet == pytest.approx(large.frechet, rel=1e-4)
+    with pytest.raises(ValueError, match="batch_size: expected an integer of at least 1; got 0"):
+        metrics.score_velocity(model, judge, reference, n=80, batch_size=0)
+
+
+def test_the_evaluations_of_a_score_are_the_mean_over_its_samples() -> None:
+    judge = models.load_classifier("digits")
+    reference = metrics.moments(models.features_and_labels(judge, data.digits("test")[0])[0])
+    seen: list[int] = []
+
+    def steeper(x: torch.Tensor, t: Any, y: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append(len(x))
+        return x * (30.0 if len(x) < 40 else 1.0)
+
+    found = metrics.score_velocity(steeper, judge, reference, n=90, batch_size=40, method="dopri5")
+    assert found.nfe == pytest.approx(sum(seen) / 90)
+    assert sum(size < 40 for size in seen) > sum(size == 40 for size in seen) / 2  # the last batch took more
 
 
 def test_labels_come_in_the_proportions_asked_for_everywhere_in_the_order() -> None:

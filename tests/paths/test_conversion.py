@@ -81,7 +81,7 @@ def test_labels_the_null_label_and_the_count_of_calls_pass_through() -> None:
         (lambda: retimed(lambda x, t: x, 0.5), ValueError, r"power: .*0\.5"),
         (lambda: retimed(lambda x, t: x, "cubic"), TypeError, "power: .*'cubic'"),  # type: ignore[arg-type]
         (lambda: retimed("velocity"), TypeError, "velocity: .*'velocity'"),  # type: ignore[arg-type]
-        (lambda: retimed(lambda x, t: x)(torch.zeros(2, 2), 1.5), ValueError, r"u: .*1\.5"),
+        (lambda: retimed(lambda x, t: x)(torch.zeros(2, 2), 1.5), ValueError, r"t: .*1\.5"),
     ],
 )
 def test_law_11_bad_input_is_named(call: Any, error: type[Exception], match: str) -> None:

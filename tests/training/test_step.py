@@ -18,6 +18,7 @@ from helpers import Forked, seeded
 from torch import Tensor, nn
 
 from flowbook import cnf, data, models
+from flowbook.couplings import Independent, OptimalTransport
 from flowbook.diffusion import Diffusion, NoiseSchedule, ProbabilityFlow
 from flowbook.flow_matching import FlowMatching
 from flowbook.models import MLP, UNet
@@ -79,11 +80,19 @@ def test_a_step_is_the_one_written_by_hand(accumulate: int, clip: float | None) 
         torch.testing.assert_close(kept, mean)
 
 
+def test_labels_may_be_missing_from_a_pair_of_data_and_labels() -> None:
+    runs = []
+    for given in (X, (X, None)):
+        torch.manual_seed(0)
+        runs.append(fit(mlp(), FlowMatching(), given, config()).losses)
+    assert torch.equal(*runs)
+
+
 def test_micro_batches_are_the_batch_with_its_labels() -> None:
     y = torch.arange(12)
     parts = list(micro_batches((X[:12], y), 3))
     assert torch.equal(torch.cat([part[0] for part in parts]), X[:12])
-    assert [part[1].tolist() for part in parts] == y.reshape(3, 4).tolist()
+    assert torch.equal(torch.stack([data.unpack(part)[2] for part in parts]), y.reshape(3, 4))  # type: ignore[misc]
     assert next(micro_batches(X, 1)) is X
 
 
@@ -422,6 +431,24 @@ def test_the_validation_loss_is_in_the_log_always_with_the_same_noise(held_out: 
     same = fit(mlp(), FlowMatching(), X, config(steps=4)).losses
     looked = fit(mlp(), FlowMatching(), X, config(steps=4, validation_every=1), validation=X).losses
     assert torch.equal(same, looked) and len(without) == 4  # looking changes no bit of the run
+
+
+def test_the_validation_loss_has_the_coupling_of_the_training_loss(tmp_path: Path) -> None:
+    class Lengths:
+        """The mean squared length of the lines, whatever the network."""
+
+        def __call__(self, velocity: Any, batch: Any) -> Tensor:
+            x0, x1, _ = data.unpack(batch)
+            return (x1 - x0).square().sum(1).mean() + 0.0 * velocity(x1, torch.tensor(0.5)).sum()  # type: ignore[operator]
+
+    found = {}
+    for coupling in (Independent(), OptimalTransport()):
+        out = tmp_path / type(coupling).__name__
+        fit(mlp(), Lengths(), X, config(steps=2), out=out, coupling=coupling, validation=X)
+        line = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+        found[type(coupling)] = line["loss"], line["validation_loss"]
+    assert all(validation == pytest.approx(loss, rel=0.4) for loss, validation in found.values())
+    assert found[OptimalTransport][1] < 0.7 * found[Independent][1]
 
 
 def test_plain_lines_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
