@@ -59,7 +59,7 @@ def flowbook_training(steps: int, changes: list[str]) -> dict[str, dict[str, Any
         result = speed.bench(recipes.read("cifar10_unet", [*settings, *changes]), steps=steps, warmup=5)
         print(f"flowbook, {name}\n{result}", flush=True)
         found[f"flowbook, {name}"] = {
-            "images_per_second": result.images_per_second, "utilisation": result.utilisation,
+            "images_per_second": result.images_per_second, "utilization": result.utilization,
             "matrix_rate": result.matrix_rate, "parts_s": result.parts, "memory_gib": result.memory / 2**30,
             "parameters": result.cost.parameters, "batch": result.batch_size,
         }  # fmt: skip

@@ -146,7 +146,7 @@ def scaling(result: dict[str, Any]) -> Table:
 def gpu(result: dict[str, Any]) -> Table:
     table = [[result["gpu"], "images a second", "of a matrix product's rate"]]
     for name, numbers in result["training"].items():
-        share = f"{100 * numbers['utilisation']:.0f}%" if "utilisation" in numbers else ""
+        share = f"{100 * numbers['utilization']:.0f}%" if "utilization" in numbers else ""
         table.append([f"training, {name}", f"{numbers['images_per_second']:.0f}", share])
     return table + [
         [f"sampling, {name}", f"{speed:.0f}", ""] for name, speed in result["sampling_images_per_second"].items()
@@ -250,11 +250,11 @@ def draw() -> None:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    rows, grey = bars()[::-1], "#808890"
+    rows, gray = bars()[::-1], "#808890"
     plt.rcParams.update({"svg.hashsalt": "flowbook", "font.size": 10, "svg.fonttype": "path"})
     figure, axes = plt.subplots(figsize=(7.2, 0.38 * len(rows) + 1.3))
-    axes.axvspan(0.95, 1.05, color=grey, alpha=0.12, lw=0)
-    axes.axvline(1.0, color=grey, lw=1.2)
+    axes.axvspan(0.95, 1.05, color=gray, alpha=0.12, lw=0)
+    axes.axvline(1.0, color=gray, lw=1.2)
     for height, (_, peers) in enumerate(rows):
         for peer, ratio in peers:
             axes.plot(ratio, height, "o", ms=7.5, color=COLORS[peer], mec="none", alpha=0.95)
@@ -266,13 +266,13 @@ def draw() -> None:
     axes.minorticks_off()
     axes.set_yticks(range(len(rows)), [title for title, _ in rows])
     axes.set_xlabel("time, in units of flowbook's")
-    axes.grid(axis="x", color=grey, alpha=0.25, lw=0.7)
-    axes.tick_params(colors=grey, length=0)
-    axes.xaxis.label.set_color(grey)
+    axes.grid(axis="x", color=gray, alpha=0.25, lw=0.7)
+    axes.tick_params(colors=gray, length=0)
+    axes.xaxis.label.set_color(gray)
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.legend(
-        loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=4, frameon=False, labelcolor=grey, handletextpad=0.1,
+        loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=4, frameon=False, labelcolor=gray, handletextpad=0.1,
         columnspacing=1.2,
     )  # fmt: skip
     PICTURE.parent.mkdir(exist_ok=True)

@@ -94,8 +94,8 @@ class OptimalTransport:
 
     def _permutation(self, x0: Tensor, x1: Tensor) -> Tensor:
         """The index of the noise for each data sample, shape (B,)."""
-        # It depends on inner products alone; a shift changes all costs alike:
-        # centered, nothing is lost far from the origin.
+        # The optimum depends on inner products alone;
+        # centering avoids cancellation far from the origin.
         a = x1.detach().flatten(1).double()
         b = x0.detach().flatten(1).double()
         a, b = a - a.mean(0), b - b.mean(0)

@@ -5,9 +5,9 @@ r"""The divergence of a velocity: the trace of its Jacobian, exact or by the Hut
           = \mathbb{E}\big[\epsilon^\top \tfrac{\partial v}{\partial x}\, \epsilon\big],
           \qquad \mathbb{E}[\epsilon\epsilon^\top] = I
 
-The exact divergence costs D products with the Jacobian, where D is the number of dimensions; the Hutchinson estimator
-costs one for each probe. A product is a VJP (vector-Jacobian product), computed by a backward pass (reverse mode), or a
-JVP (Jacobian-vector product), computed along with the velocity itself (forward mode).
+With D dimensions, the exact divergence costs D products of the Jacobian with a vector, and the Hutchinson estimator one
+for each probe. Such a product is a VJP (vector-Jacobian product), computed by a backward pass (reverse mode), or a JVP
+(Jacobian-vector product), computed along with the velocity itself (forward mode).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def divergence(
         x: the state, shape (B, ...).
         t: time in [0, 1], a scalar or shape (B,).
         y: labels, shape (B,), passed on to the velocity.
-        method: "exact", D Jacobian products in chunks of bounded memory; or "hutchinson", one product for each probe.
+        method: "exact", D VJPs (in forward mode JVPs) in chunks of bounded memory; or "hutchinson", one for each probe.
         noise: the probes of "hutchinson", shape (P, B, ...): see :func:`rademacher`. Draw them once for a whole solve:
             fresh probes at every call make the field random, and an adaptive solver would stall.
         create_graph: keep the graph, to differentiate the result.

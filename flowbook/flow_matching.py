@@ -42,7 +42,7 @@ def flow_matching_loss(
         x0: noise, shape (B, ...); drawn from N(0, I) when None.
         y: labels, shape (B,), or None. A class-conditional model reads None as its null label.
         path: how noise and data are mixed.
-        coupling: pairs the noise and data of the batch before anything else.
+        coupling: pairs the noise and data of the batch, before the times are drawn.
         t: times in [0, 1], a scalar or shape (B,); uniform when None.
         label_dropout: the probability with which a label is replaced by the null label, for classifier-free guidance
             (Ho and Salimans 2022).
@@ -102,7 +102,7 @@ class FlowMatching:
         _check_options(self.path, self.coupling, self.label_dropout)
 
     def check(self, network: nn.Module, data: Any) -> None:
-        """Raise for labels of tensor data that are not classes of the network; the null label is not one."""
+        """Raise ValueError if a label of tensor data is not a class of the network; the null label is none."""
         check_labels(network, data)
 
     def __call__(self, velocity: Velocity, batch: Any) -> Tensor:

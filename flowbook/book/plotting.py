@@ -114,7 +114,7 @@ def density(log_prob: Callable[[Tensor], Tensor], limit: float, ax: Any = None, 
     ax = _axes(ax)
     line = torch.linspace(-limit, limit, n)
     values = log_prob(mesh(limit, n).double()).exp().reshape(n, n).T
-    ax.contourf(line, line, values, levels=levels, cmap="Greys", alpha=0.75, antialiased=True)
+    ax.contourf(line, line, values, levels=levels, cmap="Grays", alpha=0.75, antialiased=True)
     return ax
 
 

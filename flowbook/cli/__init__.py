@@ -1,4 +1,4 @@
-"""The command line: ``flowbook train RECIPE``; ``sample``, ``score``, ``pairs``, ``distill``, ``export CHECKPOINT``."""
+"""Train, sample, score, pair, distill, export and benchmark flows."""
 
 from flowbook.cli.command import main
 

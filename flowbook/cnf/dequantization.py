@@ -1,6 +1,6 @@
-"""Discrete data and densities: uniform dequantization, bits per dimension, the log-probability of a grey level.
+"""Discrete data and densities: uniform dequantization, bits per dimension, the log-probability of a gray level.
 
-On the grey levels themselves a density can grow without bound. With each level spread uniformly over its bin it cannot,
+On the gray levels themselves a density can grow without bound. With each level spread uniformly over its bin it cannot,
 and its integral over a bin is the probability of the level (Theis et al. 2016).
 """
 
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from flowbook._core import keyed, validate
-from flowbook.data import Batch, grey_levels, unpack
+from flowbook.data import Batch, gray_levels, unpack
 
 
 def dequantize(x1: Tensor, levels: int = 256, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform dequantization: each grey level becomes a random value in its own bin of [-1, 1] (Theis et al. 2016).
+    """Uniform dequantization: each gray level becomes a random value in its own bin of [-1, 1] (Theis et al. 2016).
 
     Level k of ``levels`` fills the bin from ``2 k / levels - 1`` to ``2 (k + 1) / levels - 1``.
 
     Args:
         x1: discrete data, ``levels`` equidistant values from -1 to 1, shape (B, ...).
-        levels: number of grey levels: 256 for most images, 17 for the digits.
+        levels: number of gray levels: 256 for most images, 17 for the digits.
         generator: for the noise; without one, the noise inside ``fit`` belongs to the sample, whichever process
             computes it.
 
@@ -31,7 +31,7 @@ def dequantize(x1: Tensor, levels: int = 256, generator: torch.Generator | None 
         >>> dequantize(torch.tensor([[-1.0, 1.0]]), levels=2).abs().max() <= 1
         tensor(True)
     """
-    k = grey_levels(x1, levels)
+    k = gray_levels(x1, levels)
     validate.generator(generator)
     if generator is None:
         noise = torch.special.ndtr(keyed.randn_like(x1))  # the distribution function of a normal number is uniform
@@ -47,7 +47,7 @@ class Dequantized:
 
     Args:
         data: x1, shape (N, ...), or (x1, y): discrete values as :func:`dequantize` takes them.
-        levels: number of grey levels.
+        levels: number of gray levels.
 
     Raises:
         ValueError, TypeError: for data that do not have such discrete values, or parts of different lengths.
@@ -63,7 +63,7 @@ class Dequantized:
         x0, self.x1, self.y = unpack(data)
         if x0 is not None:
             raise ValueError("data: expected x1 or (x1, y); got (x0, x1, y)")
-        grey_levels(self.x1, levels)
+        gray_levels(self.x1, levels)
         if self.y is not None:
             validate.labels("y", self.y, len(self.x1))
         self.levels = levels
@@ -116,7 +116,7 @@ def discrete_log_prob(
     Args:
         density: ``x -> log p(x)``, shape (B,): for example ``lambda x: log_prob(velocity, x).log_prob``.
         x1: discrete data, as in :func:`dequantize`.
-        levels: number of grey levels.
+        levels: number of gray levels.
         draws: number of dequantizations of each sample.
         generator: for the noise.
 

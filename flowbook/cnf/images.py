@@ -27,13 +27,13 @@ def bits_of_images(
 ) -> Tensor:
     """Bits per dimension of each image, with one uniform dequantization and one Hutchinson probe for each.
 
-    In expectation over the probe they are exact, and over the dequantization an upper bound on the bits of the grey
+    In expectation over the probe they are exact, and over the dequantization an upper bound on the bits of the gray
     levels. Both draws depend only on the seed and the image's index, not on ``batch_size``.
 
     Args:
         velocity: a velocity on images, trained on dequantized ones.
         images: (n, C, H, W), discrete values as :func:`~flowbook.cnf.dequantize` takes them.
-        levels: number of grey levels.
+        levels: number of gray levels.
         y: labels, shape (n,); None scores a class-conditional model under its null label.
         seed: the seed of noise and probes.
         batch_size: images solved at once.

@@ -53,8 +53,8 @@ def nll_loss(
         velocity, x1, y, trace, probes, generator, source, mode: as in :func:`log_prob`.
         nodes: as in :func:`log_prob`; the regularizers are integrated on them too. For gradient="backprop" only.
         kinetic: the weight of the kinetic energy, lambda_K.
-        jacobian: the weight of the Jacobian's squared Frobenius norm, lambda_J; its estimate by the same probes when
-            the trace is estimated.
+        jacobian: the weight of the Jacobian's squared Frobenius norm, lambda_J; estimated with the same probes if the
+            trace is.
         gradient: "backprop" backpropagates through the solver's steps and keeps all of their graph; "recompute" gives
             the same gradients and keeps only the states, for one more evaluation each; "adjoint" keeps nothing and
             solves for the gradient backward in time (Chen et al. 2018), with an error of that solve. "recompute" and
@@ -102,7 +102,7 @@ class MaximumLikelihood:
 
     Args:
         trace, probes, kinetic, jacobian, gradient, nodes, mode: as in :func:`nll_loss`.
-        levels: the number of grey levels of discrete data, which are then dequantized anew in each batch; None for
+        levels: the number of gray levels of discrete data, which are then dequantized anew in each batch; None for
             continuous data.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields, as in :func:`nll_loss`.
 
@@ -160,7 +160,7 @@ class MaximumLikelihood:
         )  # fmt: skip
 
     def check(self, network: nn.Module, data: Any) -> None:
-        """Raise for labels of tensor data that are not classes of the network; the null label is not one."""
+        """Raise ValueError if a label of tensor data is not a class of the network; the null label is none."""
         check_labels(network, data)
 
 

@@ -17,7 +17,7 @@ Split = Literal["train", "test"]
 
 
 def digits(split: Split = "train") -> ImageTensors:
-    """scikit-learn's 1,797 real handwritten digits, 8 x 8, greyscale; they need no download.
+    """scikit-learn's 1,797 real handwritten digits, 8 x 8, grayscale; they need no download.
 
     Args:
         split: "train" (1,437 images) or "test" (360), a fixed split stratified by class.
@@ -38,7 +38,7 @@ def digits(split: Split = "train") -> ImageTensors:
 
 
 def mnist(split: Split = "train", root: str | Path | None = None) -> ImageTensors:
-    """MNIST, 28 x 28, greyscale: 60,000 training and 10,000 test images (LeCun et al. 1998).
+    """MNIST, 28 x 28, grayscale: 60,000 training and 10,000 test images (LeCun et al. 1998).
 
     Args:
         split: "train" or "test".
@@ -49,7 +49,7 @@ def mnist(split: Split = "train", root: str | Path | None = None) -> ImageTensor
 
 
 def fashion_mnist(split: Split = "train", root: str | Path | None = None) -> ImageTensors:
-    """Fashion-MNIST, 28 x 28, greyscale, as :func:`mnist` (Xiao et al. 2017)."""
+    """Fashion-MNIST, 28 x 28, grayscale, as :func:`mnist` (Xiao et al. 2017)."""
     return _from_torchvision("FashionMNIST", split, root)
 
 
@@ -142,11 +142,11 @@ def _from_torchvision(name: str, split: Split, root: str | Path | None) -> Image
     return images.float() / 127.5 - 1.0, torch.as_tensor(stored.targets)
 
 
-def grey_levels(x1: Tensor, levels: int) -> Tensor:
-    """The index of each value's grey level, 0 to levels - 1, as a float tensor.
+def gray_levels(x1: Tensor, levels: int) -> Tensor:
+    """The index of each value's gray level, 0 to levels - 1, as a float tensor.
 
     Example:
-        >>> grey_levels(torch.tensor([-1.0, 0.0, 1.0]), levels=3)
+        >>> gray_levels(torch.tensor([-1.0, 0.0, 1.0]), levels=3)
         tensor([0., 1., 2.])
     """
     validate.float_tensor("x1", x1)

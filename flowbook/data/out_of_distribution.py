@@ -31,7 +31,7 @@ def letters(size: int = 8, margin: int = 0, levels: int = 256) -> ImageTensors:
     Args:
         size: height and width; each letter fills it except for the margin, like the digits.
         margin: dark pixels around a letter, 4 for MNIST's 28 x 28.
-        levels: the number of grey levels, 17 for scikit-learn's digits.
+        levels: the number of gray levels, 17 for scikit-learn's digits.
 
     Returns:
         Images (312, 1, size, size) and the letters' positions in the alphabet (312,), 0 to 25.
@@ -67,12 +67,12 @@ def letters(size: int = 8, margin: int = 0, levels: int = 256) -> ImageTensors:
 
 
 def photo_patches(n: int, size: int = 8, levels: int = 256, generator: torch.Generator | None = None) -> ImageTensors:
-    """Square patches at random positions of scikit-learn's two photographs, a temple and a flower, in greyscale.
+    """Square patches at random positions of scikit-learn's two photographs, a temple and a flower, in grayscale.
 
     Args:
         n: number of patches.
         size: height and width.
-        levels: the number of grey levels, 17 for scikit-learn's digits.
+        levels: the number of gray levels, 17 for scikit-learn's digits.
         generator: for the positions.
 
     Returns:

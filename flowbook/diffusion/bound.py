@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowbook._core import validate
 from flowbook._core.draws import normal_like
-from flowbook.data import grey_levels
+from flowbook.data import gray_levels
 from flowbook.diffusion.model import Model, check_model
 from flowbook.diffusion.samplers import VARIANCES, Predictor, Variance, check_sampling
 from flowbook.diffusion.schedule import NoiseSchedule, Prediction
@@ -38,7 +38,7 @@ def variational_bound(
     Args:
         model, schedule, y, clip, prediction: as in :func:`ddpm_sample`.
         x1: discrete data, ``levels`` equidistant values from -1 to 1, shape (B, ...).
-        levels: the number of grey levels.
+        levels: the number of gray levels.
         variance: the variance of the model's steps, "posterior" or "beta".
         generator: for the noise.
 
@@ -52,7 +52,7 @@ def variational_bound(
     validate.positive_int("levels", levels, at_least=2)
     prediction = check_model(model, schedule, prediction)
     check_sampling(x1, y, clip, name="x1")
-    grey_levels(x1, levels)  # raises for data without levels
+    gray_levels(x1, levels)  # raises for data without levels
     predictor = Predictor(model, schedule.on(x1.device), prediction, clip)
     nats = _prior_term(x1, predictor.schedule)
     with evaluating(model):
@@ -83,7 +83,7 @@ def _step_term(x1: Tensor, x: Tensor, data: Tensor, schedule: NoiseSchedule, *, 
 
 
 def _last_term(x1: Tensor, x: Tensor, data: Tensor, schedule: NoiseSchedule, *, levels: int) -> Tensor:
-    """Minus the log-likelihood of the grey levels under the Gaussian of step 0, shape (B,)."""
+    """Minus the log-likelihood of the gray levels under the Gaussian of step 0, shape (B,)."""
     mean, _ = schedule.posterior(x, data, 0)
     return -log_bin(x1, mean, schedule.betas[0].to(x).sqrt(), levels).flatten(1).sum(1)
 

@@ -95,7 +95,7 @@ class Diffusion:
         )  # fmt: skip
 
     def check(self, network: nn.Module, data: Any) -> None:
-        """Raise for labels of tensor data that are not classes of the network; the null label is not one."""
+        """Raise ValueError if a label of tensor data is not a class of the network; the null label is none."""
         check_labels(network, data)
 
     def describe(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from flowbook.diffusion.schedule import NoiseSchedule, Prediction
 from flowbook.velocity import call, evaluating
 
 Variance = Literal["posterior", "beta"]
-"""The variance of a reverse step: "posterior" is exact for data at a single point, "beta" for data from N(0, I)."""
+"""The variance of a reverse step, exact for data at a single point ("posterior"), or for data from N(0, I) ("beta")."""
 VARIANCES: tuple[Variance, ...] = get_args(Variance)
 
 

@@ -101,8 +101,8 @@ def interpolate(
         velocity: ``v(x, t, y=None)``.
         a, b: data, shape (B, ...); the k-th sample of a is paired with the k-th of b.
         n: number of points for each pair, including both ends.
-        y: labels, shape (B,), one for each pair: both ends are inverted, and all points generated, under it. For pairs
-            of two classes use None, the null label of a class-conditional model.
+        y: labels, shape (B,), one for each pair: both ends are inverted, and all points generated, under it. If the
+            ends have different classes, pass None, the null label of a class-conditional model.
         spherical: along the arc (:func:`slerp`); False takes the straight line.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields.
 

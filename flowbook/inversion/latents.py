@@ -151,8 +151,8 @@ def choose_steps(
         last = list(tried.values())[-3:]
         if len(last) == 3 and last[0] <= last[1] <= last[2]:
             raise RuntimeError(
-                f"wanted: doubling the steps no longer lowers the error, {_listed(tried)}; {x1.dtype} allows no less "
-                f"for this velocity, or the velocity is not smooth. Expected more than {wanted:g}, or a wider dtype"
+                f"wanted: doubling the steps no longer lowers the error, {_listed(tried)}; {x1.dtype} resolves no less "
+                f"for this velocity, or the velocity is not smooth. Ask for more than {wanted:g}, or take a wider dtype"
             )
         steps *= 2
     raise RuntimeError(

@@ -18,8 +18,8 @@ from flowbook._core.assignment import assign
 def wasserstein2(a: Tensor, b: Tensor) -> float:
     """The exact 2-Wasserstein distance between two samples of equal size, by assignment.
 
-    The distance itself, not its square, in the units of the data. Two draws of one distribution are not at distance 0:
-    compare with that floor. O(n^3): seconds for n = 4,096.
+    The distance itself, not its square, in the units of the data. Two samples of one
+    distribution are a positive distance apart: compare with that floor. O(n^3): seconds for n = 4,096.
 
     Args:
         a, b: shape (n, ...).
@@ -38,7 +38,7 @@ def median_wasserstein2(first: Sequence[Tensor], second: Sequence[Tensor]) -> fl
     """The median of :func:`wasserstein2` over several pairs of samples, computed in parallel threads.
 
     Args:
-        first, second: as many samples each, shapes (n, ...).
+        first, second: sequences of equal length, of samples of shape (n, ...).
 
     Example:
         >>> x = torch.zeros(4, 1)
@@ -59,7 +59,7 @@ def median_wasserstein2(first: Sequence[Tensor], second: Sequence[Tensor]) -> fl
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, generator: torch.Generator | None = None) -> float:
     """The sliced 2-Wasserstein distance: root mean square over random directions (Bonneel et al. 2015).
 
-    O(n log n) for each direction, for samples where :func:`wasserstein2` is too slow. It is never larger.
+    O(n log n) for each direction, for samples where :func:`wasserstein2` is too slow. It never exceeds W2.
 
     Args:
         a, b: shape (n, ...), equal sizes.

@@ -72,7 +72,7 @@ def retimed(velocity: Velocity, power: float = 3.0) -> Retimed:
     .. math:: \frac{dx}{du} = p\, (1 - u)^{p - 1}\, v\big(x,\, 1 - (1 - u)^p\big)
 
     Endpoints, latents and densities are the same; only the errors of fixed-step methods differ. Likelihoods of images
-    with an empty background need it: there the flow contracts onto single grey levels, at a rate that grows like
+    with an empty background need it: there the flow contracts onto single gray levels, at a rate that grows like
     1 / (1 - t).
 
     Args:

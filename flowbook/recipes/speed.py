@@ -37,7 +37,7 @@ class Bench:
     parts: dict[str, float]
     """Median seconds of each part of a step, with the device synchronized after each part."""
     step: float
-    """Seconds of a whole step, the median of five rows of steps, with the device synchronized after each row."""
+    """Seconds of a whole step, the median of five runs of steps, with the device synchronized after each."""
     matrix_rate: float
     """Operations per second of one large matrix product in the same precision, measured in the same run."""
     memory: int
@@ -49,7 +49,7 @@ class Bench:
         return self.batch_size / self.step
 
     @property
-    def utilisation(self) -> float:
+    def utilization(self) -> float:
         """The fraction of the matrix rate that the model's operations reach, the backward pass counted twice."""
         return 3 * self.cost.flops * self.images_per_second / self.matrix_rate
 
@@ -60,7 +60,7 @@ class Bench:
             f"{self.images_per_second:.4g} samples a second; "
             f"a step of {self.batch_size} takes {1000 * self.step:.4g} ms\n"
             f"parts: {parts}\n"
-            f"{100 * self.utilisation:.3g}% of a matrix product's {self.matrix_rate / 1e12:.3g} TFLOP a second\n"
+            f"{100 * self.utilization:.3g}% of a matrix product's {self.matrix_rate / 1e12:.3g} TFLOP a second\n"
             f"memory: {self.memory / 2**30:.3g} GiB at most"
         )
 
@@ -70,8 +70,8 @@ def bench(recipe: Recipe, steps: int = 10, warmup: int = 3) -> Bench:
 
     Args:
         recipe: its model, loss and training settings are used; its data are not read.
-        steps: number of steps timed part by part; whole steps are timed in five rows of a fifth of them each. A GPU,
-            which is synchronized after each row, takes 20 or more in a row.
+        steps: number of steps timed part by part; whole steps are timed in five runs of a fifth of them each, on a GPU,
+            which is synchronized after each run, of 20 or more.
         warmup: steps before the timing, which include compilation.
 
     Raises:
@@ -81,7 +81,7 @@ def bench(recipe: Recipe, steps: int = 10, warmup: int = 3) -> Bench:
     Example:
         >>> from flowbook.recipes import read
         >>> result = bench(read("digits", ["train.batch_size=8"]), steps=2, warmup=1)
-        >>> 0 < result.utilisation < 1, sorted(result.parts) == sorted(PARTS)
+        >>> 0 < result.utilization < 1, sorted(result.parts) == sorted(PARTS)
         (True, True)
     """
     validate.positive_int("steps", steps)

@@ -83,7 +83,7 @@ def reflow_loss(
 
     Args:
         velocity: the student, ``v(x, t, y=None)``.
-        x0: noise, shape (B, ...), row by row with the data that the teacher generated from it; None draws fresh noise,
+        x0: noise, shape (B, ...); from row n of it the teacher generated row n of x1; None draws fresh noise,
             which is flow matching (Reflow off).
         x1: data, shape (B, ...).
         y: the labels that the pairs were generated with, shape (B,).

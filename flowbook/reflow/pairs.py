@@ -125,7 +125,7 @@ class OnlinePairs:
     Args:
         velocity: the teacher, as in :func:`generate_pairs`.
         source: a shape, or an object with ``.sample(n, generator)``.
-        y: labels to draw from, shape (N,), each equally often, such as the labels of the data. None samples without
+        y: labels to draw from, shape (N,), uniformly with replacement, such as those of the data. None samples without
             labels.
         options: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields.
 

@@ -53,7 +53,7 @@ class LPIPS(_Frozen):
         weights: "torchvision"; or the path of torchvision's own file (alexnet-owt-7be5be79.pth, vgg16-397923af.pth); or
             "random", for tests.
         size: an image whose shorter side is smaller is enlarged to it; at least 32, the smallest that the backbones
-            accept. Greyscale images become three equal channels.
+            accept. Grayscale images become three equal channels.
 
     Shapes: a, b (B, 1 or 3, H, W) in [-1, 1] -> (B,).
 

@@ -1,4 +1,4 @@
-"""The method: rounds of Reflow, distillation to a few steps, and a one-step encoder."""
+"""Rounds of Reflow, distillation to a few steps, and a one-step encoder."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _trainable(velocity: nn.Module) -> nn.Module:
 
 
 def encode(velocity: Velocity, x1: Tensor, *, y: Tensor | None = None) -> Tensor:
-    """The noise of data in one evaluation, ``x1 - v(x1, 1)``: for a velocity trained with ``times="t1"``.
+    """Map data to noise in one evaluation, ``x1 - v(x1, 1)``: for a velocity trained with ``times="t1"``.
 
     Args:
         velocity: ``v(x, t, y=None)``.

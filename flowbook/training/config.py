@@ -36,7 +36,7 @@ class TrainConfig:
     ema_half_life: float | None = 10_000.0  # of the EMA, in images; None keeps the live parameters
     ema_ramp: float = 0.05  # the half-life is at most this fraction of the images seen so far
     # "bf16" autocast; "fp32"; "tf32", float32 products whose factors a GPU rounds to 10 bits, as it may also do with
-    # the products that stay in float32 under "bf16"; "auto" is bf16 on a GPU and fp32 on the CPU
+    # the products that stay in float32 under "bf16"; "auto" is bf16 on a CUDA GPU and fp32 elsewhere
     precision: PrecisionName = "auto"
     compile: bool = False  # torch.compile the model
     parallel: Parallel = "ddp"  # with several processes, each keeps all parameters ("ddp") or a shard of them ("fsdp")

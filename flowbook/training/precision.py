@@ -1,4 +1,4 @@
-"""The device of a run, and the precision of its products there."""
+"""The device of a run, and the precision of its matrix products there."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Precision:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def products(self) -> contextlib.AbstractContextManager[None]:
-        """The context of a whole run: a GPU multiplies float32 exactly under "fp32", and otherwise in TF32."""
+        """The context of a whole run: a GPU multiplies float32 in full under "fp32", and otherwise in TF32."""
         return _float32_products(self.name, self.device)
 
 
 @contextlib.contextmanager
 def _float32_products(precision: str, device: torch.device) -> Iterator[None]:
-    """How a GPU multiplies float32 during a run: exactly under "fp32", else in TF32; restored afterwards."""
+    """How a GPU multiplies float32 during a run: in full under "fp32", else in TF32; restored afterwards."""
     if device.type != "cuda":
         yield
         return

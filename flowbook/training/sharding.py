@@ -1,4 +1,4 @@
-"""Parameters sharded over the processes of a run, each of which keeps a part of them (FSDP2: Zhao et al. 2023)."""
+"""Parameters sharded over the processes of a run, each of which keeps a part (FSDP2, after Zhao et al. 2023)."""
 
 from __future__ import annotations
 

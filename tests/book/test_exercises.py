@@ -308,7 +308,7 @@ MISTAKES = [
         lambda: checks.midpoint_inversion(lambda v, x, n: solve(v, x, 1.0, 0.0, method="heun", steps=n).x),
         "Heun's method",
     ),
-    (lambda: checks.midpoint_inversion(midpoint_from(1.0, 0.5)), "not by a known mistake"),
+    (lambda: checks.midpoint_inversion(midpoint_from(1.0, 0.5)), "no known mistake explains it"),
     (lambda: checks.posterior_mean(unshrunk), "x is not shrunk"),
     (lambda: checks.posterior_mean(at_one_minus_s), "t = 1 - s is where sigma is s; the noise level is sigma / alpha"),
     (lambda: checks.posterior_mean(noise_behind), "this is the noise"),

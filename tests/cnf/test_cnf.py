@@ -358,7 +358,7 @@ def test_the_trap_of_a_diagonal_that_is_a_column() -> None:
 
 
 def test_the_trap_of_discrete_data_scored_without_dequantization() -> None:
-    """A density may grow without bound on grey levels: fewer bits than none, and no probability."""
+    """A density may grow without bound on gray levels: fewer bits than none, and no probability."""
     x1 = torch.tensor([[-1.0], [1.0]], dtype=F64)
     narrow = GaussianMixture([[-1.0], [1.0]], 1e-3)
     assert float(cnf.bits_per_dim(narrow.log_prob(x1), dims=1, levels=2).max()) < 0
@@ -553,7 +553,7 @@ LOSSES = {
     ),
     "recomputed": (small_network, cnf.MaximumLikelihood(steps=3, gradient="recompute"), data.moons(), 1),
     "adjoint": (small_network, cnf.MaximumLikelihood(gradient="adjoint", rtol=1e-3, atol=1e-3), data.moons(), 1),
-    "grey levels": (
+    "gray levels": (
         image_network, cnf.MaximumLikelihood("hutchinson", method="midpoint", steps=1, levels=17),
         tuple(part[:64] for part in data.digits("test")), 1,
     ),
@@ -643,7 +643,7 @@ def test_dequantized_data_are_the_data_with_their_labels_and_fresh_noise_in_ever
     images, labels = data.digits("test")
     source = Dequantized((images, labels), levels=17)
     x1, y = source.sample(500, seeded())
-    levels = torch.floor((x1 + 1) * 17 / 2).clamp(max=16) / 8 - 1  # a value in (-1, 1) back to its grey level
+    levels = torch.floor((x1 + 1) * 17 / 2).clamp(max=16) / 8 - 1  # a value in (-1, 1) back to its gray level
     matches = (levels[:, None] == images[None]).flatten(2).all(2)
     assert bool(matches.any(1).all())
     assert torch.equal(labels[matches.int().argmax(1)], y)

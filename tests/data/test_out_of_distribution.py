@@ -1,4 +1,4 @@
-"""Foreign images are what their names say, in the shape and the grey levels of the digits."""
+"""Foreign images are what their names say, in the shape and the gray levels of the digits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers import normal, seeded
 from torch import Tensor
 
 from flowbook import data
-from flowbook.data import CORRUPTIONS, corrupt, grey_levels, letters, photo_patches
+from flowbook.data import CORRUPTIONS, corrupt, gray_levels, letters, photo_patches
 from flowbook.data.out_of_distribution import FONTS
 
 DIGITS = data.digits("test")[0][:40]
@@ -25,7 +25,7 @@ def make(kind: str, **options: Any) -> tuple[Tensor, Tensor]:
 def test_images_have_the_shape_and_the_levels_of_digits(kind: str, size: int, levels: int) -> None:
     images, labels = make(kind, size=size, levels=levels)
     assert images.shape == (len(labels), 1, size, size) and images.dtype == torch.float32
-    grey_levels(images, levels)  # raises for values between the levels
+    gray_levels(images, levels)  # raises for values between the levels
     assert float(images.min()) >= -1 and float(images.max()) <= 1 and images.unique().numel() > levels // 3
     assert labels.dtype == torch.long
     again, _ = make(kind, size=size, levels=levels)
@@ -65,8 +65,8 @@ def test_a_patch_is_cut_from_one_place_of_its_photograph() -> None:
     assert set(photo_patches(60, generator=seeded())[1].tolist()) == {0, 1}
     for image, photograph in zip(images[:, 0], which, strict=True):
         colors = torch.tensor(load_sample_images().images[int(photograph)]).float()
-        grey = (colors @ torch.tensor([0.299, 0.587, 0.114])).round()
-        windows = grey.unfold(0, 5, 1).unfold(1, 5, 1).reshape(-1, 5, 5)
+        gray = (colors @ torch.tensor([0.299, 0.587, 0.114])).round()
+        windows = gray.unfold(0, 5, 1).unfold(1, 5, 1).reshape(-1, 5, 5)
         assert float((windows - (image + 1) * 127.5).abs().amax((1, 2)).min()) < 0.01
 
 

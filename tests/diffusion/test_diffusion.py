@@ -431,7 +431,7 @@ def test_guidance_and_labels_pass_through_the_bridge() -> None:
 
 
 def test_the_bound_is_above_the_true_entropy_and_near_it_for_the_exact_model() -> None:
-    """Two grey levels with weights 0.3 and 0.7, one pixel: the exact denoiser's bound, against the exact entropy."""
+    """Two gray levels with weights 0.3 and 0.7, one pixel: the exact denoiser's bound, against the exact entropy."""
     schedule = SCHEDULES["linear"]
     path = SchedulePath(schedule)
     weights = torch.tensor([0.3, 0.7], dtype=F64)

@@ -25,7 +25,7 @@ def test_the_parts_make_the_step_and_the_rates_follow_from_it() -> None:
     assert 0.5 < share < 2
     assert result.images_per_second == pytest.approx(16 / result.step)
     work = 3 * 16 * result.cost.flops
-    assert result.utilisation == pytest.approx(work / result.step / result.matrix_rate) and result.utilisation < 1
+    assert result.utilization == pytest.approx(work / result.step / result.matrix_rate) and result.utilization < 1
     assert result.memory > 1e6 and f"{torch.__version__}; fp32" in str(result)
 
 

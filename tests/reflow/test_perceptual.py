@@ -1,4 +1,4 @@
-"""Perceptual distances: those of the papers, frozen, at home on small grey images, and never without their weights."""
+"""Perceptual distances: those of the papers, frozen, at home on small gray images, and never without their weights."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_lpips_is_the_formula_written_out(from_file: LPIPS) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 20, 40), (3, 63, 64)])
-def test_small_and_grey_images_are_brought_to_what_the_backbone_needs(from_file: LPIPS, shape: tuple[int, ...]) -> None:
+def test_small_and_gray_images_are_brought_to_what_the_backbone_needs(from_file: LPIPS, shape: tuple[int, ...]) -> None:
     a, b = images(2, *shape), images(2, *shape, seed=1)
     size = [round(side * 64 / min(shape[1:])) for side in shape[1:]]
     large = [F.interpolate(x, size=size, mode="bilinear").repeat(1, 3 // shape[0], 1, 1) for x in (a, b)]

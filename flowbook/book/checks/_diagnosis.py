@@ -21,7 +21,9 @@ def diagnose(got: Tensor, expected: Tensor, mistakes: dict[str, Tensor], what: s
     for diagnosis, result in mistakes.items():
         if _close(got, result):
             raise AssertionError(f"{what}: {diagnosis}")
-    raise AssertionError(f"{what}: off by up to {float((got - expected).abs().max()):.3g}, and not by a known mistake")
+    raise AssertionError(
+        f"{what}: off by up to {float((got - expected).abs().max()):.3g}, no known mistake explains it"
+    )
 
 
 def diagnose_number(

@@ -181,7 +181,7 @@ def hutchinson_variance(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> 
 
 
 def bits(function: Callable[..., Tensor]) -> str:
-    """Exercise 2.6: ``function(log_prob, dims, levels)``, bits per dimension of data in [-1, 1] with grey levels.
+    """Exercise 2.6: ``function(log_prob, dims, levels)``, bits per dimension of data in [-1, 1] with gray levels.
 
     Example:
         >>> bits(bits_per_dim)
@@ -192,7 +192,7 @@ def bits(function: Callable[..., Tensor]) -> str:
     diagnose(
         function(nats, dims, levels), bits_per_dim(nats, dims, levels),
         {
-            "the offset is missing: a density is not the probability of a grey level": per_dim,
+            "the offset is missing: a density is not the probability of a gray level": per_dim,
             "one bit too much: that offset is for data in [0, 1]; in [-1, 1] a bin is 2 / levels wide": (
                 per_dim + math.log2(levels)
             ),
