@@ -61,9 +61,10 @@ def ddpm_sample(
     with evaluating(model):
         for i in reversed(range(schedule.steps)):
             data = predictor.data(x, i, y)
-            mean, posterior = predictor.schedule.posterior(x, data, i)
-            squared = posterior if variance == "posterior" else predictor.schedule.betas[i].to(x)
-            x = mean if i == 0 else mean + squared.sqrt() * normal_like(x, generator)
+            mean, var = predictor.schedule.posterior(x, data, i)
+            if variance == "beta":
+                var = predictor.schedule.betas[i].to(x)
+            x = mean if i == 0 else mean + var.sqrt() * normal_like(x, generator)
     return x
 
 
