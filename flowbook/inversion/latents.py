@@ -80,7 +80,7 @@ def round_trip(
     chosen = as_solver(solver)
     there = invert(velocity, x1, y=y, solver=chosen)
     back = sample(velocity, there.x, y=y, solver=chosen)
-    error = (back.x - x1).abs().reshape(len(x1), -1).mean(1)
+    error = (back.x - x1).abs().reshape(len(x1), math.prod(x1.shape[1:])).mean(1)
     return RoundTrip(there.x, back.x, error, there.nfe + back.nfe)
 
 

@@ -79,7 +79,13 @@ def override(recipe: Recipe, overrides: list[str]) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but ``1e-3`` is a number: as written in Python and everywhere else, without a dot."""
+    """YAML 1.1, but ``1e-3`` is a number, as everywhere else, and a key given twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"the key {twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep=deep)
 
 
 _Loader.add_implicit_resolver(

@@ -233,7 +233,7 @@ def ordered_times(name: str, given: Any) -> tuple[float, ...]:
         raise TypeError(f"{name}: expected a sequence of times; got {type(given).__name__}")
     try:
         times = tuple(float(t) for t in given)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: expected numbers; got {given!r}") from error
     if len(times) < 2:
         raise ValueError(f"{name}: expected at least two times; got {list(times)}")

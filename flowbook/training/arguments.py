@@ -47,6 +47,7 @@ class Arguments:
                 "fit: gradients are disabled here; call it outside torch.no_grad() and torch.inference_mode()"
             )
         validate.function("loss", self.loss.loss, "FlowMatching()")
+        self.loss.describe()
         validate.instance("config", self.config, TrainConfig, "TrainConfig(steps=1000)")
         if self.coupling is not None:
             validate.function("coupling", self.coupling, "OptimalTransport()")

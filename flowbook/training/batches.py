@@ -107,6 +107,10 @@ def check(data: Any, name: str = "data") -> None:
             raise TypeError(
                 f"{name}: expected tensors (and None for missing labels); got {[type(p).__name__ for p in parts]}"
             )
+        if any(part.dim() == 0 for part in parts) or not all(len(part) for part in parts):
+            raise ValueError(
+                f"{name}: expected at least one sample; got empty or 0-d tensors, {[tuple(p.shape) for p in parts]}"
+            )
         if len({len(part) for part in parts}) != 1:
             raise ValueError(f"{name}: expected parts of equal length; got {[len(part) for part in parts]}")
     elif isinstance(data, Indexed):

@@ -199,7 +199,8 @@ class Run:
                 stacklevel=3,
             )
         self.losses = torch.zeros(max(self.last - self.first, 0), device=self.device)
-        self.checked, self.written = self.first, None if folder is None else _newest(folder)
+        kept = [] if folder is None else checkpoints.available(folder / "checkpoints")
+        self.checked, self.written = self.first, kept[-1] if kept else None
 
     def loop(self) -> None:
         """The steps, inside the contexts that are closed afterwards."""
@@ -277,21 +278,26 @@ class Run:
         if not (pause or stop):
             return False
         logs = self._logs()
-        if look:
-            logs["validation_loss"] = self._validate()
-        self.display.write(step, logs)
-        if self.log is not None:
-            self.log.write(step, **logs)
-        if self.arguments.callbacks:
-            velocity = self.averaged()
-            for callback in self.arguments.callbacks if self.processes.main else ():
-                callback(step, velocity, logs)
-        if due or stop:
-            check_parameters(self.live, step, self.folder, self.processes if self.sharded else None)
-            self._save()
+        try:
+            self._tell(logs, look)
+        finally:  # an error in a callback loses no step
+            if due or stop:
+                check_parameters(self.live, step, self.folder, self.processes if self.sharded else None)
+                self._save()
         if show:
             self._preview()
         return stop and not last
+
+    def _tell(self, logs: dict[str, float], look: bool) -> None:
+        if look:
+            logs["validation_loss"] = self._validate()
+        self.display.write(self.step, logs)
+        if self.log is not None:
+            self.log.write(self.step, **logs)
+        if self.arguments.callbacks:
+            velocity = self.averaged()
+            for callback in self.arguments.callbacks if self.processes.main else ():
+                callback(self.step, velocity, logs)
 
     def _agreed(self) -> bool:
         """Whether any of the processes has to stop: then all must, after the same step."""
@@ -382,11 +388,6 @@ def _channels_last(model: nn.Module, config: TrainConfig) -> bool:
     if config.channels_last is not None:
         return config.channels_last
     return type(model) in models.CLASSES.values() and any(isinstance(part, nn.Conv2d) for part in model.modules())
-
-
-def _newest(folder: Path) -> Path | None:
-    found = checkpoints.available(folder / "checkpoints")
-    return found[-1] if found else None
 
 
 def _seed_process(seed: int, device: torch.device) -> None:

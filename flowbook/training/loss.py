@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -51,5 +52,9 @@ class CompleteLoss:
         told = None if tell is None else tell()
         if told is None:
             return None
+        try:
+            json.dumps(told)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"loss: describe() returns numbers and strings, to be stored as JSON; {error}") from error
         kind = type(self.loss)
         return {"class": f"{kind.__module__}.{kind.__qualname__}", "arguments": told}

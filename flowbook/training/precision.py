@@ -50,9 +50,14 @@ class Precision:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def mixed(self) -> bool:
+        """Whether a forward pass computes in two precisions."""
+        return self.name == "bf16"
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context of a forward pass."""
-        if self.name != "bf16":
+        if not self.mixed:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 

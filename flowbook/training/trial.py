@@ -31,6 +31,8 @@ def try_out(velocity: nn.Module, batch: Batch, precision: Precision, preview: Pr
         with precision.autocast():
             v = _called_with_one_time(velocity, x1, t, y)
         validate.same_shape("velocity(x, t, y)", v, "x", x1)
+        if not precision.mixed and v.dtype != x1.dtype:
+            raise ValueError(f"velocity(x, t, y): expected the dtype of x, {x1.dtype}; got {v.dtype}")
         if preview is not None:
             validate.float_tensor("preview(velocity)", _tried(preview, velocity), min_dim=4)
 

@@ -441,3 +441,8 @@ def test_law_11_bad_input_is_named_before_the_velocity_is_called(call: Any, erro
     with pytest.raises(error, match=match):
         call(field)
     assert field.times == []
+
+
+def test_the_round_trip_of_nothing_is_nothing() -> None:
+    trip = round_trip(lambda x, t: x, torch.zeros(0, 2), method="heun", steps=3)
+    assert trip.reconstruction.shape == (0, 2) and trip.error.shape == (0,)

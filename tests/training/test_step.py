@@ -80,6 +80,28 @@ def test_a_step_is_the_one_written_by_hand(accumulate: int, clip: float | None) 
         torch.testing.assert_close(kept, mean)
 
 
+class FromTensor:
+    """A loss whose description cannot be stored."""
+
+    def __call__(self, velocity: Any, batch: Tensor) -> Tensor:
+        return (velocity(batch, torch.tensor(0.5)) - batch).square().mean()
+
+    def describe(self) -> dict[str, Any]:
+        return {"weight": torch.tensor(2.0)}
+
+
+class Doubling(nn.Module):
+    """A velocity in double precision, whatever its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        out: Tensor = self.inner(x, t).double()
+        return out
+
+
 def test_labels_may_be_missing_from_a_pair_of_data_and_labels() -> None:
     runs = []
     for given in (X, (X, None)):
@@ -431,6 +453,33 @@ def test_the_validation_loss_is_in_the_log_always_with_the_same_noise(held_out: 
     same = fit(mlp(), FlowMatching(), X, config(steps=4)).losses
     looked = fit(mlp(), FlowMatching(), X, config(steps=4, validation_every=1), validation=X).losses
     assert torch.equal(same, looked) and len(without) == 4  # looking changes no bit of the run
+
+
+def test_an_error_in_a_callback_loses_no_step(tmp_path: Path) -> None:
+    def misspelt(step: int, velocity: nn.Module, logs: dict[str, float]) -> None:
+        if step == 6:
+            print(logs["los"])
+
+    with pytest.raises(KeyError, match="los"):
+        fit(mlp(), FlowMatching(), X, config(), out=tmp_path, callbacks=[misspelt])
+    assert [path.name for path in checkpoints.available(tmp_path / "checkpoints")] == ["step_00000006"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"validation": X[:0]}, ValueError, "validation: expected at least one sample"),
+        ({"data": torch.tensor(1.0)}, ValueError, "data: expected at least one sample"),
+        ({"loss": FromTensor()}, TypeError, r"loss: describe\(\) returns numbers and strings"),
+        ({"velocity": Doubling()}, ValueError, "velocity.*expected the dtype of x, torch.float32; got torch.float64"),
+    ],
+)
+def test_what_would_fail_after_the_last_step_is_refused_before_the_first(
+    arguments: dict[str, Any], kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"velocity": mlp(), "loss": FlowMatching(), "data": X} | arguments
+    with pytest.raises(kind, match=message):
+        fit(**given, config=config(), out=tmp_path, callbacks=[lambda *logs: pytest.fail("a step was taken")])
 
 
 def test_the_validation_loss_has_the_coupling_of_the_training_loss(tmp_path: Path) -> None:
