@@ -342,9 +342,7 @@ def test_a_grid_refuses_the_options_of_folders(
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = (
-        "model: {name: MLP, dim: 2}\ndata: {name: moons}\nloss: {name: flow_matching}\ntrain: {steps: 5, steps: 6}\n"
-    )
+    recipe = "model: {name: MLP, dim: 2}\ndata: {name: moons}\nloss: {name: flow_matching}\n"
     (tmp_path / "twice.yaml").write_text(recipe + "train: {steps: 5, steps: 6}\n")
     assert shell(f"train {tmp_path / 'twice.yaml'} --out {tmp_path / 'run'}") == 2
     assert "the key 'steps' is given twice" in capsys.readouterr().err
