@@ -6,10 +6,10 @@ from a git address on this machine, and pip may not ask any index: what is there
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import json
 import os
-import re
 import subprocess
 import sys
 import sysconfig
@@ -103,10 +103,10 @@ def run(sources: list[str], python: Path, folder: Path, home: str | None) -> lis
 
 
 def imports(path: Path) -> str:
-    """The import lines of a notebook's code cells."""
+    """The imports of a notebook's code cells."""
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    lines = [line for source in cells[1:] for line in source.splitlines()]
-    return "\n".join(line for line in lines if re.match(r"(import|from) ", line))
+    statements = [node for source in cells[1:] for node in ast.parse(source).body]
+    return "\n".join(ast.unparse(node) for node in statements if isinstance(node, ast.Import | ast.ImportFrom))
 
 
 def installed_in(python: Path) -> list[str]:
