@@ -10,7 +10,7 @@ import torch
 from helpers import ALL_PATHS, FIXED
 from torch import Tensor, nn
 
-from flowbook import cnf, solvers
+from flowbook import cnf, data, solvers
 from flowbook.diffusion import Diffusion, NoiseSchedule, StepModel, probability_flow
 from flowbook.divergence import divergence, rademacher
 from flowbook.flow_matching import FlowMatching
@@ -101,6 +101,12 @@ def test_no_step_of_training_reads_a_value(name: str) -> None:
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     ema.update()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", data.CORRUPTIONS)
+def test_a_generator_may_live_on_another_device_than_the_data(kind: str) -> None:
+    corrupted = data.corrupt(images(), kind, torch.Generator())
+    assert corrupted.device == META and corrupted.shape == images().shape
 
 
 def test_the_device_notices_a_value_that_is_read() -> None:

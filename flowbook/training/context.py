@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from flowbook._core import keyed
 from flowbook.training.config import TrainConfig
 from flowbook.training.precision import Precision
@@ -37,3 +39,10 @@ class RunContext(StepContext):
     def forward(self, part: int) -> Iterator[None]:
         with keyed.keyed(self.seed, self.step, self.first_row + part * self.rows), self.precision.autocast():
             yield
+
+
+def seed_process(seed: int, device: torch.device) -> None:
+    """Seed what a network or a loss draws from torch's own generators."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

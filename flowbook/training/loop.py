@@ -29,7 +29,7 @@ from flowbook.training import batches, identity, sharding
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.arguments import Arguments, Callback, Progress
 from flowbook.training.config import TrainConfig
-from flowbook.training.context import RunContext
+from flowbook.training.context import RunContext, seed_process
 from flowbook.training.ema import EMA
 from flowbook.training.finite import check_losses, check_parameters
 from flowbook.training.log import Display, RunLog
@@ -229,7 +229,7 @@ class Run:
     def _step(self, batch: Batch) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        _seed_process(keyed.mix(self.config.seed, 3, self.step, self.processes.rank), self.device)
+        seed_process(keyed.mix(self.config.seed, 3, self.step, self.processes.rank), self.device)
         self.context.step = self.step
         try:
             return train_step(
@@ -280,10 +280,12 @@ class Run:
         logs = self._logs()
         try:
             self._tell(logs, look)
-        finally:  # an error in a callback loses no step
-            if due or stop:
-                check_parameters(self.live, step, self.folder, self.processes if self.sharded else None)
+        except Exception:  # of a callback, for example; of several processes, the others do not know of it
+            if alone and (due or stop):
                 self._save()
+            raise
+        if due or stop:
+            self._save()
         if show:
             self._preview()
         return stop and not last
@@ -325,7 +327,8 @@ class Run:
         return found
 
     def _save(self) -> None:
-        """Write a checkpoint; in a sharded run every process contributes its shards."""
+        """Check the parameters and write a checkpoint; in a sharded run every process contributes its shards."""
+        check_parameters(self.live, self.step, self.folder, self.processes if self.sharded else None)
         main = self.processes.main
         if self.folder is not None and (self.sharded or main):
             tensors = {
@@ -388,12 +391,6 @@ def _channels_last(model: nn.Module, config: TrainConfig) -> bool:
     if config.channels_last is not None:
         return config.channels_last
     return type(model) in models.CLASSES.values() and any(isinstance(part, nn.Conv2d) for part in model.modules())
-
-
-def _seed_process(seed: int, device: torch.device) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
 
 
 def _due(every: int | None, step: int) -> bool:
