@@ -4,7 +4,8 @@ r"""Is one version of the package as fast as another? Two checkouts, measured tu
     python benchmarks/versions.py /tmp/before .
 
 Each checkout has a process of its own, with one thread; a round times every task once in both, in an order that
-alternates. What is timed exists in both versions under the same names: sampling, divergences, log-densities and steps
+alternates. Two processes of one version may differ by several percent, for as long as they live, by where their memory
+happens to lie: so new ones are started several times (``--processes``), and the rounds of all are pooled. What is timed exists in both versions under the same names: sampling, divergences, log-densities and steps
 of training. The result holds the ratio after / before of each task: its median over the rounds, and the middle half.
 """
 
@@ -109,23 +110,31 @@ def commit(checkout: Path) -> str:
 
 
 def main() -> None:
-    options = measure.parser(__doc__, rounds=15)
+    options = measure.parser(__doc__, rounds=5)
+    options.add_argument("--processes", type=int, default=7, help="of each version, one after the other (default 7)")
     options.add_argument("before", type=Path)
     options.add_argument("after", type=Path)
     arguments = options.parse_args()
     measure.torch.set_num_threads(1)  # as in the workers
-    workers = {"before": Worker(arguments.before), "after": Worker(arguments.after)}
-    result: dict[str, Any] = {
-        "commits": {name: commit(getattr(arguments, name)) for name in workers}, "after_over_before": {},
-    }  # fmt: skip
-    for task in workers["after"].names:
-        contenders = {name: lambda worker=worker: worker.clock(task) for name, worker in workers.items()}  # noqa: B023
-        timings = measure.clocked(contenders, arguments.rounds)  # type: ignore[arg-type]
-        ratio = measure.ratio(timings["after"], timings["before"])
-        result["after_over_before"][task] = ratio | {"ms": 1e3 * timings["after"].summary()["wall_s"]}
+    checkouts = {name: getattr(arguments, name) for name in ("before", "after")}
+    timings: dict[str, dict[str, measure.Timing]] = {}
+    for _ in range(arguments.processes):
+        workers = {name: Worker(checkout) for name, checkout in checkouts.items()}
+        for task in workers["after"].names:
+            contenders = {name: lambda worker=worker: worker.clock(task) for name, worker in workers.items()}  # noqa: B023
+            found = measure.clocked(contenders, arguments.rounds)  # type: ignore[arg-type]
+            pooled = timings.setdefault(task, {name: measure.Timing() for name in checkouts})
+            for name, timing in found.items():
+                pooled[name].wall += timing.wall
+                pooled[name].cpu += timing.cpu
+        for worker in workers.values():
+            worker.close()
+    result: dict[str, Any] = {"commits": {name: commit(where) for name, where in checkouts.items()}}
+    result["after_over_before"] = {}
+    for task, pooled in timings.items():
+        ratio = measure.ratio(pooled["after"], pooled["before"])
+        result["after_over_before"][task] = ratio | {"ms": 1e3 * pooled["after"].summary()["wall_s"]}
         print(f"{task:30} {ratio['wall_ratio']:.3f}", flush=True)
-    for worker in workers.values():
-        worker.close()
     if not arguments.dry:
         print(measure.save("versions", result, note=arguments.note))
 

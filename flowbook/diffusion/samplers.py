@@ -64,7 +64,9 @@ def ddpm_sample(
             mean, var = predictor.schedule.posterior(x, data, i)
             if variance == "beta":
                 var = predictor.schedule.betas[i].to(x)
-            x = mean if i == 0 else mean + var.sqrt() * normal_like(x, generator)
+            x = mean
+            if i > 0:
+                x = mean + var.sqrt() * normal_like(x, generator)
     return x
 
 

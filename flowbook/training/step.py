@@ -68,14 +68,16 @@ def train_step(
             with context.forward(part):
                 value = loss(model, micro_batch)
                 check_scalar(value)
-            value.backward(None if accumulate == 1 else torch.full_like(value, 1 / accumulate))
+            if accumulate > 1:
+                value = value / accumulate
+            value.backward()
         values.append(value.detach())
     if gradient_clip is not None:
         nn.utils.clip_grad_norm_(parameters, gradient_clip)
     optimizer.step()
     if ema is not None:
         ema.update()
-    return values[0] if accumulate == 1 else torch.stack(values).mean()
+    return values[0] if accumulate == 1 else torch.stack(values).sum()
 
 
 def check_scalar(value: Any) -> None:
