@@ -4,9 +4,10 @@ r"""Is one version of the package as fast as another? Two checkouts, measured tu
     python benchmarks/versions.py /tmp/before .
 
 Each checkout has a process of its own, with one thread; a round times every task once in both, in an order that
-alternates. Two processes of one version may differ by several percent, for as long as they live, by where their memory
-happens to lie: so new ones are started several times (``--processes``), and the rounds of all are pooled. What is timed exists in both versions under the same names: sampling, divergences, log-densities and steps
-of training. The result holds the ratio after / before of each task: its median over the rounds, and the middle half.
+alternates. Two processes of one version may differ by several percent for as long as they live, so new ones are started
+several times (``--processes``), and the rounds of all are pooled. What is timed exists in both versions under the same
+names: sampling, divergences, log-densities and steps of training. The result holds the ratio after / before of each
+task: its median over the rounds, and the middle half.
 """
 
 from __future__ import annotations
