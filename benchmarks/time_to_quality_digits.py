@@ -86,7 +86,7 @@ def flowbook(seed: int, steps: int, **changes: Any) -> dict[str, float]:
     model = copy.deepcopy(network(seed))
     config = TrainConfig(steps=steps, seed=seed, **(SETTINGS | changes))
     wall, cpu = time.perf_counter(), time.process_time()
-    trained = fit(model, FlowMatching(label_dropout=0.0), (IMAGES, LABELS), config)
+    trained = fit(model, FlowMatching(condition_dropout=0.0), (IMAGES, LABELS), config)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"steps": steps, "wall_s": wall, "cpu_s": cpu, "frechet": distance(trained.velocity)}
 

@@ -1,26 +1,30 @@
 """Couplings: which noise sample is paired with which data sample.
 
-A coupling is a callable ``coupling(x0, x1, y=None) -> (x0, x1, y)`` on a batch. Data and labels keep their order; only
-the noise is permuted, so every target and every source is used exactly once.
+A coupling is a callable ``coupling(x0, x1, y=None) -> (x0, x1, y)`` on a batch. Data and conditions keep their order;
+only the noise is permuted, so every target and every source is used exactly once.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowbook._core import validate
 from flowbook._core.assignment import assign
+from flowbook._core.times import in_float64
+from flowbook.condition import Condition, check_condition
 from flowbook.data import to_device
 
-Coupled = tuple[Tensor, Tensor, Tensor | None]
+Coupled = tuple[Tensor, Tensor, Condition]
 Coupling = Callable[..., Coupled]
+ConditionCost = Callable[[Any], Tensor]
 
 SINKHORN_TOLERANCE = 1e-3
 SINKHORN_ITERATIONS = 2000
@@ -36,7 +40,7 @@ class Independent:
         True
     """
 
-    def __call__(self, x0: Tensor, x1: Tensor, y: Tensor | None = None) -> Coupled:
+    def __call__(self, x0: Tensor, x1: Tensor, y: Condition = None) -> Coupled:
         _check(x0, x1, y)
         return x0, x1, y
 
@@ -54,8 +58,16 @@ class OptimalTransport:
             plan in the log domain, on the device of the batch, and rounds it to a permutation.
         reg: the entropic regularization of "sinkhorn", in units of the mean squared distance of the batch after
             centering noise and data, so that one value suits every dimension and scale.
-        label_aware: pair only within each label. Otherwise the noise paired with label y no longer follows the
-            source distribution: a conditional model would be trained on the wrong source (Cheng and Schwing 2025).
+        label_aware: pair only within each label; for a dict y the key of its labels. Otherwise the noise paired with a
+            label no longer follows the source distribution: a conditional model would be trained on the wrong source
+            (Cheng and Schwing 2025).
+        condition_cost: for conditions that are no labels. A number w adds w times the squared distance of the
+            rows' conditions to the cost of pairing the data of one row with the noise of another, so that noise is
+            exchanged between similar conditions only (Kerrigan et al. 2024; Cheng and Schwing 2025). Or a function
+            ``y -> costs`` of shape (B, B).
+
+    Warns:
+        UserWarning: once, for batches with a condition that neither of the two takes into account.
 
     Example:
         >>> x0, x1 = torch.tensor([[0.0], [1.0]]), torch.tensor([[11.0], [10.0]])
@@ -66,46 +78,109 @@ class OptimalTransport:
 
     method: str = "exact"
     reg: float = 0.05
-    label_aware: bool = False
+    label_aware: bool | str = False
+    condition_cost: float | ConditionCost = 0.0
 
     def __post_init__(self) -> None:
         validate.one_of("method", self.method, ("exact", "sinkhorn"))
         bounds = {"low_open": True, "high_open": True}
         validate.number("reg", self.reg, 0, math.inf, **bounds)
-        validate.boolean("label_aware", self.label_aware)
+        if not isinstance(self.label_aware, str):
+            validate.boolean("label_aware", self.label_aware)
+        if not callable(self.condition_cost):
+            validate.number("condition_cost", self.condition_cost, 0, math.inf, high_open=True)
 
     def __call__(
         self,
         x0: Tensor,
         x1: Tensor,
-        y: Tensor | None = None,
+        y: Condition = None,
     ) -> Coupled:
         _check(x0, x1, y)
-        if not self.label_aware:
-            return x0[self._permutation(x0, x1)], x1, y
-        if y is None:
-            raise ValueError("y: label_aware needs the labels of x1; got None")
+        extra = _added_cost(self.condition_cost, y)
+        if self.label_aware is False:
+            if y is not None and extra is None:
+                _warn_blind(self)
+            return x0[self._permutation(x0, x1, extra)], x1, y
+        labels = _labels(y, self.label_aware, len(x1))
         order = torch.arange(len(x0), device=x0.device)
-        for label in y.unique():
-            members = (y == label).nonzero().squeeze(1).to(x0.device)
-            chosen = self._permutation(x0[members], x1[members])
+        for label in labels.unique():
+            members = (labels == label).nonzero().squeeze(1).to(x0.device)
+            own = None if extra is None else extra[members][:, members]
+            chosen = self._permutation(x0[members], x1[members], own)
             order[members] = members[chosen]
         return x0[order], x1, y
 
-    def _permutation(self, x0: Tensor, x1: Tensor) -> Tensor:
+    def _permutation(self, x0: Tensor, x1: Tensor, extra: Tensor | None) -> Tensor:
         """The index of the noise for each data sample, shape (B,)."""
         # The optimum depends on inner products alone;
         # centering avoids cancellation far from the origin.
-        a = x1.detach().flatten(1).double()
-        b = x0.detach().flatten(1).double()
+        a = in_float64(x1.detach().flatten(1))
+        b = in_float64(x0.detach().flatten(1))
         a, b = a - a.mean(0), b - b.mean(0)
         if len(a) == 0:
             return torch.arange(0, device=x0.device)
         _check_finite(x0=b, x1=a)
+        cost = -2 * (a @ b.T)
+        if extra is not None:
+            cost = cost + extra.to(cost)
         if self.method == "exact":
-            return to_device(assign(-(a @ b.T)), x0.device)
-        cost = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
-        return _round_to_permutation(_sinkhorn_log_plan(cost, self.reg))
+            return to_device(assign(cost), x0.device)
+        cost = cost + a.square().sum(1)[:, None] + b.square().sum(1)
+        plan = _sinkhorn_log_plan(cost, self.reg)
+        return to_device(_round_to_permutation(plan), x0.device)
+
+
+def _added_cost(weight: float | ConditionCost, y: Condition) -> Tensor | None:
+    """What the conditions add to the squared distances, (B, B), or None."""
+    if not callable(weight) and weight == 0:
+        return None
+    if y is None:
+        raise ValueError("y: condition_cost needs the condition of x1; got None")
+    if callable(weight):
+        cost = weight(y)
+        validate.float_tensor("condition_cost(y)", cost, min_dim=2, finite=True)
+        return cost
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        raise TypeError(
+            "condition_cost: expected a floating-point tensor y for a number, which weights the squared distances of "
+            f"its rows; got {_described(y)}: give a function y -> costs (B, B), or use label_aware"
+        )
+    flat = in_float64(y.detach().reshape(len(y), -1))
+    return weight * torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def _warn_blind(coupling: OptimalTransport) -> None:
+    if "_warned" in vars(coupling):
+        return
+    object.__setattr__(coupling, "_warned", True)
+    warnings.warn(
+        "OptimalTransport: the batches have conditions, which this coupling does not see: the noise paired with a "
+        "condition will not follow the source, from which sampling draws it. Use label_aware=True for labels (or a "
+        "key of a dict), or condition_cost for other conditions",
+        stacklevel=3,
+    )
+
+
+def _labels(y: Condition, key: bool | str, batch: int) -> Tensor:
+    """The labels within which noise and data are paired."""
+    if y is None:
+        raise ValueError("y: label_aware needs the labels of x1; got None")
+    if isinstance(key, str):
+        if not isinstance(y, Mapping) or key not in y:
+            raise ValueError(f"label_aware: expected a dict y with the key {key!r}; got {_described(y)}")
+        validate.labels(f"y.{key}", y[key], batch)
+        return y[key]
+    if not isinstance(y, Tensor):
+        raise TypeError(
+            f"label_aware: expected the key of the labels, such as label_aware='label', for {_described(y)}"
+        )
+    validate.labels("y", y, batch)
+    return y
+
+
+def _described(y: Condition) -> str:
+    return f"a dict with {', '.join(map(str, y))}" if isinstance(y, Mapping) else f"a {type(y).__name__}"
 
 
 def _check_finite(**parts: Tensor) -> None:
@@ -188,9 +263,8 @@ def couple_ahead(batches: Iterable[Coupled], coupling: Coupling) -> Iterator[Cou
             yield pending.result()
 
 
-def _check(x0: Tensor, x1: Tensor, y: Tensor | None) -> None:
+def _check(x0: Tensor, x1: Tensor, y: Condition) -> None:
     validate.float_tensor("x0", x0, min_dim=1)
     validate.float_tensor("x1", x1, min_dim=1)
     validate.same_shape("x0", x0, "x1", x1)
-    if y is not None:
-        validate.labels("y", y, len(x1))
+    check_condition("y", y, len(x1))

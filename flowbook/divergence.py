@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from flowbook._core import keyed, validate
+from flowbook.condition import Condition, check_condition
 from flowbook.velocity import Velocity, call
 
 Mode = Literal["reverse", "forward"]
@@ -47,7 +48,7 @@ def divergence(
     x: Tensor,
     t: Tensor | float,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     method: Trace = "exact",
     noise: Tensor | None = None,
     create_graph: bool = False,
@@ -61,7 +62,7 @@ def divergence(
         velocity: ``v(x, t, y=None)``, a tensor like x.
         x: the state, shape (B, ...).
         t: time in [0, 1], a scalar or shape (B,).
-        y: labels, shape (B,), passed on to the velocity.
+        y: the condition, passed on to the velocity; None calls it without one.
         method: "exact", D VJPs (in forward mode JVPs) in chunks of bounded memory; or "hutchinson", one for each probe.
         noise: the probes of "hutchinson", shape (P, B, ...): see :func:`rademacher`. Draw them once for a whole solve:
             fresh probes at every call make the field random, and an adaptive solver would stall.
@@ -94,7 +95,7 @@ def divergence(
         return v, estimates[0] if len(estimates) == 1 else estimates.mean(0)
     if noise is not None:
         raise ValueError("noise: expected None with method='exact'; got probes, which are for method='hutchinson'")
-    _check(x, t, y, mode)
+    _check(velocity, x, t, y, mode)
     v, traces, _ = jacobian_terms(velocity, x, t, y, create_graph=create_graph, mode=mode)
     return v, traces[0]
 
@@ -104,7 +105,7 @@ def hutchinson(
     x: Tensor,
     t: Tensor | float,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     noise: Tensor | None = None,
     create_graph: bool = False,
     mode: Mode = "reverse",
@@ -120,7 +121,7 @@ def hutchinson(
         >>> estimates.shape, float(estimates.min()), float(estimates.max())
         (torch.Size([4, 2]), 6.0, 6.0)
     """
-    _check(x, t, y, mode)
+    _check(velocity, x, t, y, mode)
     if noise is None:
         raise ValueError("noise: expected probes, drawn once per solve, such as rademacher(1, like=x); got None")
     validate.float_tensor("noise", noise)
@@ -136,7 +137,7 @@ def jacobian_terms(
     velocity: Velocity,
     x: Tensor,
     t: Tensor | float,
-    y: Tensor | None = None,
+    y: Condition = None,
     noise: Tensor | None = None,
     *,
     create_graph: bool = False,
@@ -224,7 +225,7 @@ Multiply = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
 its Jacobian, (P, B, ...)."""
 
 
-def _backward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None, create_graph: bool) -> Multiply:
+def _backward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Condition, create_graph: bool) -> Multiply:
     """VJPs, one backward pass each; None when no gradient flows from the velocity to x."""
     if torch.compiler.is_compiling():  # Dynamo does not support autograd.grad
         value, pull = torch.func.vjp(lambda x: _evaluate(velocity, x, t, y), x if create_graph else x.detach())[:2]
@@ -246,7 +247,7 @@ def _backward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None
     return multiply
 
 
-def _forward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None, create_graph: bool) -> Multiply:
+def _forward(velocity: Velocity, x: Tensor, t: Tensor | float, y: Condition, create_graph: bool) -> Multiply:
     """JVPs, computed along with the velocity's own evaluation."""
     x = x if create_graph else x.detach()
 
@@ -312,7 +313,7 @@ def _basis(x: Tensor, mode: str) -> Iterator[tuple[int, Tensor]]:
         yield start, vectors[:, None].expand(-1, batch, -1).reshape(len(vectors), *x.shape)
 
 
-def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float, y: Tensor | None) -> None:
+def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float, y: Condition) -> None:
     """No gradient flows from v to x: correct for a velocity that is constant in x, an error for a cut graph."""
     if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(v):
         return
@@ -330,15 +331,14 @@ def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float,
         )
 
 
-def _check(x: Tensor, t: Tensor | float, y: Tensor | None, mode: str) -> None:
+def _check(velocity: Velocity, x: Tensor, t: Tensor | float, y: Condition, mode: str) -> None:
     validate.one_of("mode", mode, MODES)
     validate.float_tensor("x", x, min_dim=1)
     validate.time("t", t, len(x))
-    if y is not None:
-        validate.labels("y", y, len(x))
+    check_condition("y", y, len(x), velocity)
 
 
-def _evaluate(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None) -> Tensor:
+def _evaluate(velocity: Velocity, x: Tensor, t: Tensor | float, y: Condition) -> Tensor:
     v = call(velocity, x, t, y)
     validate.velocity_like(v, x)
     return v

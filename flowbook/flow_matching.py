@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from flowbook._core import keyed, validate
+from flowbook.condition import Condition, Null
 from flowbook.couplings import Coupling, Independent
 from flowbook.data import unpack
-from flowbook.guidance import check_labels, drop_labels
+from flowbook.guidance import Dropout, check_dropout, check_labels, drop_condition
 from flowbook.paths import LinearPath, Path
 from flowbook.velocity import Velocity, call
 
@@ -27,12 +28,12 @@ def flow_matching_loss(
     x1: Tensor,
     *,
     x0: Tensor | None = None,
-    y: Tensor | None = None,
+    y: Condition = None,
     path: Path = LinearPath(),  # noqa: B008 (frozen)
     coupling: Coupling = Independent(),  # noqa: B008 (frozen)
     t: Tensor | float | None = None,
-    label_dropout: float = 0.0,
-    null_label: int | None = None,
+    condition_dropout: Dropout = 0.0,
+    null: Null = None,
 ) -> Tensor:
     """The mean squared error of the velocity against the conditional one, over batch and dimensions.
 
@@ -40,13 +41,13 @@ def flow_matching_loss(
         velocity: the model, ``v(x, t, y=None)``.
         x1: data, shape (B, ...).
         x0: noise, shape (B, ...); drawn from N(0, I) when None.
-        y: labels, shape (B,), or None. A class-conditional model reads None as its null label.
+        y: the condition, any that the model takes, or None.
         path: how noise and data are mixed.
         coupling: pairs the noise and data of the batch, before the times are drawn.
         t: times in [0, 1], a scalar or shape (B,); uniform when None.
-        label_dropout: the probability with which a label is replaced by the null label, for classifier-free guidance
-            (Ho and Salimans 2022).
-        null_label: the label that stands for "no condition"; by default the model's own ``null_label``.
+        condition_dropout: the probability with which a sample's condition is replaced by the null, for classifier-free
+            guidance (Ho and Salimans 2022); for a dict y also a dict of probabilities, one for each key to be dropped.
+        null: what stands for "no condition"; by default the model's own ``null``.
 
     Returns:
         The loss, a scalar. Lipman et al. 2023, equation 14; with LinearPath(), Liu et al. 2023, equation 1.
@@ -60,7 +61,7 @@ def flow_matching_loss(
         tensor(0.)
     """
     validate.float_tensor("x1", x1, min_dim=1)
-    _check_options(path, coupling, label_dropout)
+    _check_options(path, coupling, condition_dropout)
     if x0 is None:
         x0 = keyed.randn_like(x1)
     x0, x1, y = coupling(x0, x1, y)
@@ -70,17 +71,16 @@ def flow_matching_loss(
         xt, target = path.interpolate_and_velocity(x0, x1, t)
     else:
         xt, target = path.interpolate(x0, x1, t), path.velocity(x0, x1, t)
-    if label_dropout > 0:
-        y = drop_labels(velocity, x1, y, label_dropout, null_label)
+    y = drop_condition(velocity, x1, y, condition_dropout, null)
     v = call(velocity, xt, t, y)
     validate.same_shape("velocity(xt, t, y)", v, "x1", x1)
     return (v - target).square().mean()
 
 
-def _check_options(path: Path, coupling: Coupling, label_dropout: float) -> None:
+def _check_options(path: Path, coupling: Coupling, condition_dropout: Dropout) -> None:
     validate.instance("path", path, Path, "LinearPath()")
     validate.function("coupling", coupling, "OptimalTransport()")
-    validate.number("label_dropout", label_dropout, 0, 1)
+    check_dropout(condition_dropout)
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class FlowMatching:
 
     path: Path = LinearPath()
     coupling: Coupling = Independent()
-    label_dropout: float = 0.0
+    condition_dropout: Dropout = 0.0
 
     def __post_init__(self) -> None:
-        _check_options(self.path, self.coupling, self.label_dropout)
+        _check_options(self.path, self.coupling, self.condition_dropout)
 
     def check(self, network: nn.Module, data: Any) -> None:
         """Raise ValueError if a label of tensor data is not a class of the network; the null label is none."""
@@ -108,5 +108,5 @@ class FlowMatching:
     def __call__(self, velocity: Velocity, batch: Any) -> Tensor:
         x0, x1, y = unpack(batch)
         return flow_matching_loss(
-            velocity, x1, x0=x0, y=y, path=self.path, coupling=self.coupling, label_dropout=self.label_dropout
+            velocity, x1, x0=x0, y=y, path=self.path, coupling=self.coupling, condition_dropout=self.condition_dropout
         )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import itertools
+import types
 from typing import Any, Protocol
 
 import torch
@@ -11,14 +15,15 @@ from torch import Tensor, nn
 class Velocity(Protocol):
     """Any callable ``v(x, t, y=None)`` that returns a tensor like ``x``: a network, a function, a lambda.
 
-    ``x`` is the state, shape (B, ...), ``t`` the time in [0, 1], a scalar or shape (B,), and ``y`` the condition or
-    None. Without a condition the third argument is omitted, so ``lambda x, t: -x`` is a velocity too.
+    ``x`` is the state, shape (B, ...), ``t`` the time in [0, 1], a scalar or shape (B,), and ``y`` the condition (see
+    :mod:`flowbook.condition`) or None. Without a condition the third argument is omitted, so ``lambda x, t: -x`` is a
+    velocity too.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
-def call(velocity: Velocity, x: Tensor, t: Tensor | float, y: Tensor | None) -> Tensor:
+def call(velocity: Velocity, x: Tensor, t: Tensor | float, y: Any) -> Tensor:
     """``velocity(x, t, y)``, or ``velocity(x, t)`` where there is no condition.
 
     Example:
@@ -41,9 +46,11 @@ def model_calls(velocity: Velocity) -> int:
 class evaluating:
     """Put every module of the velocity in eval mode, and restore the mode of each afterwards.
 
+    A function's modules are those that :func:`modules_of` finds.
+
     Example:
         >>> network = nn.Dropout()
-        >>> with evaluating(network):
+        >>> with evaluating(lambda x, t: network(x)):
         ...     network.training
         False
         >>> network.training
@@ -55,8 +62,7 @@ class evaluating:
         self.training: list[nn.Module] = []
 
     def __enter__(self) -> None:
-        if isinstance(self.velocity, nn.Module):
-            self.training = [module for module in self.velocity.modules() if module.training]
+        self.training = [part for found in modules_of(self.velocity) for part in found.modules() if part.training]
         for module in self.training:
             module.training = False
 
@@ -65,19 +71,65 @@ class evaluating:
             module.training = True
 
 
+def modules_of(velocity: Any) -> list[nn.Module]:
+    """The modules that a velocity calls: itself, or those that a function, a method or an object refers to.
+
+    Found are modules among the variables that a function uses, its defaults, the arguments of a ``functools.partial``,
+    and the attributes of an object; and so on for functions found there. Under ``torch.compile`` only modules are seen.
+
+    Example:
+        >>> network = nn.Linear(1, 1)
+        >>> modules_of(lambda x, t: network(x)) == [network], modules_of(lambda x, t: -x)
+        (True, [])
+    """
+    if torch.compiler.is_compiling():
+        return [velocity] if isinstance(velocity, nn.Module) else []
+    found: list[nn.Module] = []
+    seen, waiting = set(), [velocity]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, nn.Module):
+            found.append(one)
+            values = [value for part in one.modules() for value in vars(part).values()]
+            waiting += [value for value in values if isinstance(value, FUNCTIONS)]
+        else:
+            waiting += [value for value in _referred(one) if isinstance(value, (nn.Module, *FUNCTIONS))]
+    return found
+
+
+FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+
+
+def _referred(one: Any) -> list[Any]:
+    """What a callable that is no module refers to."""
+    if isinstance(one, functools.partial):
+        return [one.func, *one.args, *one.keywords.values()]
+    if isinstance(one, types.MethodType):
+        return [one.__func__, one.__self__, *getattr(one.__self__, "__dict__", {}).values()]
+    if isinstance(one, types.FunctionType):
+        used = inspect.getclosurevars(one)
+        return [*used.nonlocals.values(), *used.globals.values(), *(one.__defaults__ or ())]
+    return [] if isinstance(one, type) else list(getattr(one, "__dict__", {}).values())
+
+
 def device_of(velocity: Velocity) -> torch.device:
-    """The device of the parameters; the CPU for a velocity without any.
+    """The device of the parameters, also of a module inside a function; the CPU for a velocity without any.
 
     Example:
         >>> device_of(lambda x, t: x)
         device(type='cpu')
     """
-    parameter = next(velocity.parameters(), None) if isinstance(velocity, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
+    for module in modules_of(velocity):
+        for tensor in itertools.chain(module.parameters(), module.buffers()):
+            return tensor.device
+    return torch.device("cpu")
 
 
 class Wrapper(nn.Module):
-    """A module around another model that forwards the model's cost per call and its null label.
+    """A module around another model that forwards the model's cost per call, and what it says about conditions.
 
     A subclass names the attribute that holds the model in ``_inner``, and sets ``_transparent`` if it changes only how
     the model is computed.
@@ -91,10 +143,25 @@ class Wrapper(nn.Module):
         """How many times the inner network runs in one call."""
         return model_calls(getattr(self, self._inner))
 
-    @property
-    def null_label(self) -> int | None:
-        """The null label of the inner model, or None if it has none."""
-        return null_label_of(getattr(self, self._inner))
+    def __getattr__(self, name: str) -> Any:
+        if name in ("null", "num_classes", "missing"):
+            return said_by(getattr(self, self._inner), name)
+        return super().__getattr__(name)
+
+
+def inside(model: Any) -> Any:
+    """The model that a wrapper of torch or of this package holds; None for any other model.
+
+    Example:
+        >>> network = nn.Linear(1, 1)
+        >>> inside(nn.DataParallel(network)) is network, inside(network)
+        (True, None)
+    """
+    if isinstance(model, nn.Module) and "_orig_mod" in model._modules:  # torch.compile
+        return model._orig_mod
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return model.module
+    return getattr(model, model._inner) if isinstance(model, Wrapper) else None
 
 
 def unwrapped(model: Any) -> Any:
@@ -105,24 +172,20 @@ def unwrapped(model: Any) -> Any:
         >>> unwrapped(nn.DataParallel(network)) is network
         True
     """
-    while True:
-        if isinstance(model, nn.Module) and "_orig_mod" in model._modules:  # torch.compile
-            model = model._orig_mod
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(model, Wrapper) and model._transparent:
-            model = getattr(model, model._inner)
-        else:
-            return model
+    while (inner := inside(model)) is not None and (not isinstance(model, Wrapper) or model._transparent):
+        model = inner
+    return model
 
 
-def null_label_of(velocity: Velocity) -> int | None:
-    """The null label of a class-conditional model, also behind torch's wrappers; None if unknown.
+def said_by(velocity: Velocity | None, name: str) -> Any:
+    """What a model says about itself in an attribute, also behind torch's wrappers; None if it does not.
+
+    Models may have ``num_classes`` (integer labels), ``null`` (what stands for "no condition") and ``path``.
 
     Example:
         >>> from flowbook.models import MLP
-        >>> null_label_of(MLP(2, num_classes=10))
-        10
+        >>> said_by(MLP(2, num_classes=10), "null"), said_by(lambda x, t: x, "null")
+        (10, None)
     """
-    inner = getattr(velocity, "module", velocity)  # DistributedDataParallel keeps the model there
-    return getattr(inner, "null_label", None)
+    said = getattr(velocity, name, None)
+    return getattr(getattr(velocity, "module", None), name, None) if said is None else said

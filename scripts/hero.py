@@ -28,7 +28,7 @@ def main() -> None:
 
     labels = torch.arange(25) % 10
     noise = torch.randn(25, 1, 28, 28, generator=torch.Generator().manual_seed(3))
-    field = guided(models.load_pretrained("mnist"), 1.25, null_label=10)
+    field = guided(models.load_pretrained("mnist"), 1.25, null=10)
     digits = sample(field, noise, y=labels, method="midpoint", steps=20, save_at=TIMES)
 
     figure, axes = plt.subplots(2, len(TIMES), figsize=(10, 4.2))

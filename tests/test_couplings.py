@@ -219,8 +219,7 @@ X, Y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.long)
         ((X, "x1", Y), TypeError, "x1: .*str"),
         ((X, X[:3], Y), ValueError, r"x0: .*\(3, 2\).*\(4, 2\)"),
         ((torch.tensor(0.0), torch.tensor(0.0)), ValueError, "x0: .*dimensions"),
-        ((X, X, Y.float()), TypeError, "y: .*float32"),
-        ((X, X, Y[:2]), ValueError, r"y: .*\(4,\).*\(2,\)"),
+        ((X, X, Y[:2]), ValueError, r"y: expected a row for each of 4 samples; got shape \(2,\)"),
     ],
 )
 def test_misuse_names_the_argument(
@@ -244,7 +243,7 @@ def test_nan_is_named(method: str, name: str) -> None:
     [
         (lambda: OptimalTransport("emd"), ValueError, "method: .*'exact'.*'emd'"),
         (lambda: OptimalTransport("sinkhorn", reg=0.0), ValueError, "reg: .*0.0"),
-        (lambda: OptimalTransport(label_aware="yes"), TypeError, "label_aware: .*'yes'"),  # type: ignore[arg-type]
+        (lambda: OptimalTransport(label_aware=1), TypeError, "label_aware: .*1"),  # type: ignore[arg-type]
         (lambda: OptimalTransport(reg="small"), TypeError, "reg: .*'small'"),  # type: ignore[arg-type]
         (lambda: OptimalTransport(label_awere=True), TypeError, "label_awere"),  # type: ignore[call-arg]
         (lambda: OptimalTransport(label_aware=True)(X, X), ValueError, "y: .*label_aware.*None"),

@@ -84,7 +84,7 @@ def test_no_divergence_reads_a_value(name: str, mode: str) -> None:
 
 
 LOSSES: dict[str, Callable[[nn.Module], Tensor]] = {
-    "flow matching": lambda v: FlowMatching(label_dropout=0.1)(v, (images(), LABELS)),
+    "flow matching": lambda v: FlowMatching(condition_dropout=0.1)(v, (images(), LABELS)),
     "diffusion": lambda v: Diffusion(SCHEDULE, prediction="v")(v, (images(), LABELS)),
     "reflow": lambda v: reflow_loss(v, images(), images(), y=LABELS, times=4),
     "likelihood": lambda v: cnf.nll_loss(v, images(), y=LABELS, trace="hutchinson", steps=2, kinetic=0.1, jacobian=0.1),

@@ -473,7 +473,6 @@ X = torch.zeros(3, 2)
         (lambda: hutchinson(lambda x, t: x, X.int(), 0.5, noise=X[None]), TypeError, "x: .*int32"),
         (lambda: divergence(lambda x, t: x[:, :1], X, 0.5), ValueError, r"velocity\(x, t, y\): .*\(3, 2\).*\(3, 1\)"),
         (lambda: divergence(lambda x, t: None, X, 0.5), TypeError, r"velocity\(x, t, y\): .*NoneType"),  # type: ignore[arg-type]
-        (lambda: divergence(lambda x, t, y: x, X, 0.5, y=torch.zeros(3)), TypeError, "y: .*float32"),
         (lambda: divergence(lambda x, t: x, X, 0.5, probes=3), TypeError, "probes"),  # type: ignore[call-arg]
         (lambda: rademacher(0, like=X), ValueError, "probes: .*0"),
         (lambda: rademacher(1, like=X.long()), TypeError, "like: .*int64"),

@@ -103,9 +103,9 @@ class Watching(nn.Module):
 
     y: Any
 
-    def __init__(self, null_label: int | None = 10):
+    def __init__(self, null: int | None = 10):
         super().__init__()
-        self.null_label = null_label
+        self.null = null
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         self.x, self.t, self.y = x, t, y
@@ -131,7 +131,7 @@ def test_noise_is_standard_normal_when_it_is_not_given() -> None:
 @pytest.mark.parametrize("split", [1, 3, 8])
 def test_keyed_a_loss_is_the_mean_of_its_parts(split: int) -> None:
     x1, y, model = normal(24, 2), torch.arange(24) % 3, MLP(2, num_classes=3).double()
-    loss = FlowMatching(label_dropout=0.5)
+    loss = FlowMatching(condition_dropout=0.5)
     with keyed.keyed(3, 7, 0):
         whole = loss(model, (x1, y))
     rows, parts = 24 // split, []
@@ -146,33 +146,33 @@ def test_keyed_a_loss_is_the_mean_of_its_parts(split: int) -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_label_dropout_replaces_that_share_by_the_null_label(dropout: float, dtype: torch.dtype) -> None:
+def test_condition_dropout_replaces_that_share_by_the_null(dropout: float, dtype: torch.dtype) -> None:
     model, y = Watching(), (torch.arange(20_000) % 10).to(dtype)
     before = y.clone()
-    flow_matching_loss(model, torch.zeros(20_000, 1), y=y, label_dropout=dropout)
+    flow_matching_loss(model, torch.zeros(20_000, 1), y=y, condition_dropout=dropout)
     dropped = model.y == 10
     assert model.y.dtype == dtype and torch.equal(y, before)
     assert float(dropped.float().mean()) == pytest.approx(dropout, abs=0 if dropout in (0, 1) else 0.015)
     assert torch.equal(model.y[~dropped], y[~dropped])
 
 
-def test_the_null_label_comes_from_the_argument_the_model_or_the_wrapped_model() -> None:
+def test_the_null_comes_from_the_argument_the_model_or_the_wrapped_model() -> None:
     class Wrapper(nn.Module):  # as DistributedDataParallel
         def __init__(self) -> None:
             super().__init__()
-            self.module = Watching(null_label=7)
+            self.module = Watching(null=7)
 
         def forward(self, *arguments: Tensor) -> Tensor:
             return self.module(*arguments)
 
     x1, y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.long)
-    model = Watching(null_label=5)
-    flow_matching_loss(model, x1, y=y, label_dropout=1.0)
+    model = Watching(null=5)
+    flow_matching_loss(model, x1, y=y, condition_dropout=1.0)
     assert model.y.tolist() == [5] * 4
-    flow_matching_loss(model, x1, y=y, label_dropout=1.0, null_label=3)
+    flow_matching_loss(model, x1, y=y, condition_dropout=1.0, null=3)
     assert model.y.tolist() == [3] * 4
     wrapper = Wrapper()
-    flow_matching_loss(wrapper, x1, y=y, label_dropout=1.0)
+    flow_matching_loss(wrapper, x1, y=y, condition_dropout=1.0)
     assert wrapper.module.y.tolist() == [7] * 4
 
 
@@ -205,7 +205,7 @@ def labeled(x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
 @pytest.mark.parametrize(("scale", "factor"), [(0.0, 1.0), (1.0, 3.0), (3.0, 7.0), (-1.0, -1.0), (1, 3.0)])
 def test_guidance_exaggerates_what_the_label_changes(scale: float, factor: float) -> None:
     x, y = normal(4, 2), torch.full((4,), 2)
-    torch.testing.assert_close(guided(labeled, scale, null_label=0)(x, 0.5, y), factor * x)
+    torch.testing.assert_close(guided(labeled, scale, null=0)(x, 0.5, y), factor * x)
 
 
 def test_scale_1_is_the_labeled_model_and_scale_0_the_unlabeled_one() -> None:
@@ -239,12 +239,19 @@ def field(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         (lambda: flow_matching_loss(field, X, t=torch.zeros(3)), ValueError, r"t: .*\(4,\).*\(3,\)"),
         (lambda: flow_matching_loss(field, X, t=NAN), ValueError, "t: .*nan"),
         (lambda: flow_matching_loss(field, X, t=1.0, path=VPPath()), ValueError, "t: .*infinite"),
-        (lambda: flow_matching_loss(field, X, y=Y.float()), TypeError, "y: .*float32"),
-        (lambda: flow_matching_loss(field, X, y=Y[:1]), ValueError, r"y: .*\(4,\).*\(1,\)"),
-        (lambda: flow_matching_loss(field, X, label_dropout=0.1), ValueError, "y: expected labels for label_dropout"),
-        (lambda: flow_matching_loss(field, X, y=Y, label_dropout=0.1), ValueError, "null_label: "),
-        (lambda: flow_matching_loss(field, X, y=Y, label_dropout=1.5), ValueError, "label_dropout: .*1.5"),
-        (lambda: flow_matching_loss(field, X, y=Y, label_dropout="1"), TypeError, "label_dropout"),  # type: ignore[arg-type]
+        (
+            lambda: flow_matching_loss(field, X, y=Y[:1]),
+            ValueError,
+            r"y: expected a row for each of 4 samples; got shape \(1,\)",
+        ),
+        (
+            lambda: flow_matching_loss(field, X, condition_dropout=0.1),
+            ValueError,
+            "y: expected a condition for condition_dropout",
+        ),
+        (lambda: flow_matching_loss(field, X, y=Y, condition_dropout=0.1), ValueError, "null: "),
+        (lambda: flow_matching_loss(field, X, y=Y, condition_dropout=1.5), ValueError, "condition_dropout: .*1.5"),
+        (lambda: flow_matching_loss(field, X, y=Y, condition_dropout="1"), TypeError, "condition_dropout"),  # type: ignore[arg-type]
         (
             lambda: flow_matching_loss(lambda x, t: x[:, :1], X),
             ValueError,
@@ -258,14 +265,17 @@ def field(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         (lambda: FlowMatching(path="linear"), TypeError, r"path: .*LinearPath\(\); got 'linear'"),  # type: ignore[arg-type]
         (lambda: FlowMatching(path=LinearPath), TypeError, "path: .*got the class LinearPath itself"),  # type: ignore[arg-type]
         (lambda: FlowMatching(coupling="ot"), TypeError, r"coupling: .*OptimalTransport\(\); got 'ot'"),  # type: ignore[arg-type]
-        (lambda: FlowMatching(label_dropout=10), ValueError, "label_dropout: .*10"),
+        (lambda: FlowMatching(condition_dropout=10), ValueError, "condition_dropout: .*10"),
         (lambda: flow_matching_loss(field, X, coupling="ot"), TypeError, "coupling: .*got 'ot'"),  # type: ignore[arg-type]
         (lambda: flow_matching_loss(field, X, path="linear"), TypeError, "path: .*got 'linear'"),  # type: ignore[arg-type]
         (lambda: guided(field, "strong", 10), TypeError, "scale: .*'strong'"),  # type: ignore[arg-type]
         (lambda: guided(field, NAN, 10), ValueError, "scale"),
-        (lambda: guided(field, 2.0), ValueError, "null_label: expected the null label"),
-        (lambda: guided(field, 2.0, 10.0), TypeError, "null_label: .*10.0"),  # type: ignore[arg-type]
-        (lambda: guided(field, 2.0, 10)(X, 0.5), ValueError, "y: expected the labels to guide toward"),
+        (lambda: guided(field, 2.0), ValueError, "null: expected what stands for no condition"),
+        (lambda: guided(field, 2.0, 10.5)(X, 0.5, Y), TypeError, "null: expected an integer, .*int64; got 10.5"),
+        (lambda: guided(field, 2.0, torch.zeros(3))(X, 0.5, X), ValueError, r"null: expected .*\(2,\).*; got \(3,\)"),
+        (lambda: guided(field, 2.0, {"a": 1})(X, 0.5, Y), TypeError, "null: expected .* tensor .*; got a dict with a"),
+        (lambda: guided(field, 2.0, 1)(X, 0.5, {"a": Y}), TypeError, "null: expected .* a dict with a; got 1"),
+        (lambda: guided(field, 2.0, 10)(X, 0.5), ValueError, "y: expected the condition to guide toward"),
     ],
 )
 def test_misuse_names_the_argument(call: Any, error: type[Exception], message: str) -> None:

@@ -3,7 +3,7 @@
 manifest.json           the settings that determine every number, and a digest of the model
 shard_000000/           rows 0 to shard_size - 1
     x0.npy, x1.npy      shape (rows, ...), memory-mapped; the names depend on the kind of folder
-    y.npy               labels, where there are any
+    y.npy, y.text.npy   the condition, where there is one: a file for each of its tensors
     shard.json          the number of model calls for each row
 """
 
@@ -28,6 +28,7 @@ from torch import Tensor
 import flowbook
 from flowbook._core import validate
 from flowbook._core.files import flush, write_text
+from flowbook._core.tree import fields_of, stored_dtype
 
 NOTES = ("torch", "flowbook")  # entries of the manifest for information only, never compared
 PATIENCE = 600.0
@@ -106,14 +107,15 @@ class ShardFolder(ABC):
 
     @abstractmethod
     def arrays(self, rows: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
-        """Type and shape of each array of a shard; labels come last."""
+        """Type and shape of each array of a shard; those of the condition come last."""
 
     @abstractmethod
-    def kept(self, x0: Tensor, x1: Tensor, y: Tensor | None) -> dict[str, Tensor | None]:
-        """The part of a batch that goes into each array."""
+    def kept(self, x0: Tensor, x1: Tensor) -> dict[str, Tensor]:
+        """The part of a batch that goes into each array, without its condition."""
 
-    def label_array(self, rows: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
-        return {} if self.settings["labels"] is None else {"y": (np.dtype(np.int64), (rows,))}
+    def condition_arrays(self, rows: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        fields = fields_of(self.settings["condition"])
+        return {name: (stored_dtype(dtype), (rows, *shape)) for name, (dtype, shape) in fields.items()}
 
     @contextlib.contextmanager
     def writing(self, k: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

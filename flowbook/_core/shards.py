@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from flowbook._core.digest import digest
 from flowbook._core.shard_folder import NOTES, ShardFolder
+from flowbook._core.tree import built, fields_of, from_stored
 
 
 class Shards(Dataset[Any]):
@@ -30,8 +31,8 @@ class Shards(Dataset[Any]):
                 f"{self._folder.maker} again, with the same settings"
             )
         self._shards = [self._folder.open(k) for k in range(self._folder.shards)]
-        self.labels = self._labels()
-        """All labels, shape (n,), or None."""
+        self.labels = self._condition(self._all(fields_of(self.manifest["condition"])))
+        """The condition of all rows, such as labels of shape (n,), or None."""
 
     def __len__(self) -> int:
         return int(self.manifest["n"])
@@ -39,12 +40,23 @@ class Shards(Dataset[Any]):
     def __reduce__(self) -> Any:
         return type(self), (self._folder.path,)  # a copy reopens the files instead of carrying their content
 
-    def _labels(self) -> Tensor | None:
-        if self.manifest["labels"] is None:
-            return None
-        return torch.cat([torch.from_numpy(np.array(arrays[-1])) for arrays in self._shards])
+    def _all(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """All rows of some arrays."""
+        places = [list(self._folder.arrays(0)).index(name) for name in names]
+        return {
+            name: from_stored(np.concatenate([arrays[place] for arrays in self._shards]), self._dtype(name))
+            for name, place in zip(names, places, strict=True)
+        }
 
-    def _rows(self, indices: Tensor | Sequence[int]) -> list[Tensor]:
+    def _dtype(self, name: str) -> str:
+        """The dtype of an array's tensors."""
+        fields = fields_of(self.manifest["condition"])
+        return fields[name][0] if name in fields else str(self.manifest["dtype"] if name in ("x0", "x1") else "uint8")
+
+    def _condition(self, rows: dict[str, Tensor]) -> Any:
+        return built(self.manifest["condition"], rows)
+
+    def _rows(self, indices: Tensor | Sequence[int]) -> dict[str, Tensor]:
         """The rows of each array at the given indices, or where a mask is True."""
         indices = torch.as_tensor(indices)
         if indices.dtype == torch.bool:
@@ -62,7 +74,8 @@ class Shards(Dataset[Any]):
             k, place = divmod(index, self.manifest["shard_size"])
             for part, array in zip(parts, self._shards[k], strict=True):
                 part[row] = array[place]
-        return [torch.from_numpy(part) for part in parts]
+        names = self._folder.arrays(0)
+        return {name: from_stored(part, self._dtype(name)) for name, part in zip(names, parts, strict=True)}
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -21,3 +21,12 @@ def per_sample(t: Tensor | float, x: Tensor) -> Tensor:
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that accumulates states and times: float32 at least, as half precision would round small steps away."""
     return torch.promote_types(dtype, torch.float32)
+
+
+WITHOUT_FLOAT64 = {"mps"}
+"""The types of devices that have no float64: Apple's GPUs."""
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """x in float64, on the CPU where its own device has none."""
+    return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).double()

@@ -122,8 +122,8 @@ def time(name: str, t: Any, batch: int | None = None, *, values: bool = True) ->
         raise ValueError(f"{name}: expected times in [0, 1] (0 is noise, 1 is data); got {low:g} to {high:g}")
 
 
-def labels(name: str, y: Any, batch: int, classes: int | None = None) -> None:
-    """``y`` is an integer tensor ``(batch,)`` of labels below ``classes``."""
+def labels(name: str, y: Any, batch: int, classes: int | None = None, missing: int | None = None) -> None:
+    """``y`` is an integer tensor ``(batch,)`` of labels below ``classes``, or ``missing``."""
     if not isinstance(y, Tensor):
         raise TypeError(f"{name}: expected an integer tensor of labels; got {type(y).__name__}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
@@ -132,7 +132,7 @@ def labels(name: str, y: Any, batch: int, classes: int | None = None) -> None:
         raise ValueError(f"{name}: expected one label per sample, shape ({batch},); got {tuple(y.shape)}")
     if classes is not None and y.numel() and values_are_readable(y):
         low, high = (int(v) for v in y.aminmax())
-        if low < 0 or high >= classes:
+        if low < (0 if missing is None else missing) or high >= classes:
             raise ValueError(f"{name}: expected labels from 0 to {classes - 1}; got {low} to {high}")
 
 

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
 
     velocity, network = load_images(options.checkpoint)
     judge, reference = models.load_classifier("mnist"), models.load_moments("mnist")["test"]
-    ours, wanted = ((model.channels, model.size, model.size, model.num_classes) for model in (network, judge))
+    ours, wanted = ((*model.shape, model.num_classes) for model in (network, judge))
     if ours != wanted:
         raise ValueError(
             f"checkpoint: expected a model of MNIST digits, (channels, height, width, classes) = {wanted}; got {ours}"

@@ -13,7 +13,9 @@ from torch import Tensor
 from flowbook._core import validate
 from flowbook._core.progress import patiently
 from flowbook._core.times import working_dtype
+from flowbook.condition import Condition, check_condition, warn_untrained
 from flowbook.divergence import MODES, TRACES, Mode, Trace, jacobian_terms, rademacher
+from flowbook.paths import log_normal, path_of
 from flowbook.solvers import Solver, SolverOptions, as_solver, solve
 from flowbook.velocity import Velocity, evaluating, model_calls
 
@@ -50,7 +52,7 @@ def log_prob(
     velocity: Velocity,
     x1: Tensor,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     trace: Trace = "exact",
     probes: int = 1,
     generator: torch.Generator | None = None,
@@ -70,11 +72,11 @@ def log_prob(
     Args:
         velocity: ``v(x, t, y=None)``. Each sample's velocity must depend on that sample alone.
         x1: data, shape (B, ...), floating point.
-        y: labels, shape (B,), passed on to the velocity.
+        y: the condition, passed on to the velocity; None calls it without one.
         trace: "exact", D VJPs (in forward mode JVPs) for each evaluation; or "hutchinson", one for each probe.
         probes: number of Rademacher probes of "hutchinson", drawn once for the whole solve.
         generator: for the probes.
-        source: the density at t = 0; the standard normal when None.
+        source: the density at t = 0; None is the noise of the path, N(0, I) on all but VEPath.
         nodes: number of nodes of the Gauss-Legendre rule; None computes the divergence in every evaluation. 16 to 20
             suffice where about 12 rk4 steps do; compare with twice as many where the error matters. Between its
             steps the solver interpolates the state, with the accuracy given for ``save_at`` in
@@ -96,6 +98,7 @@ def log_prob(
     check_trace(trace, probes, generator)
     chosen = as_solver(solver, default=FIFTY_STEPS)
     joint = Joint(velocity, x1, y, Probing(trace, probes, generator, mode))
+    warn_untrained(velocity, y, stacklevel=2)
     with evaluating(velocity):
         latent, integrals, nfe = integrate(joint, joint, chosen, nodes=nodes, differentiable=differentiable)
     if trace == "exact":
@@ -104,7 +107,7 @@ def log_prob(
         spread = integrals.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(integrals[:, 0], math.nan)
     calls = model_calls(velocity)
     return LogProb(
-        log_prob=source_log_prob(source, latent) - integrals.mean(1),
+        log_prob=source_log_prob(source, latent, velocity) - integrals.mean(1),
         std_err=spread.detach(),
         latent=latent,
         nfe=nfe * calls,
@@ -148,9 +151,10 @@ class Probing:
 class Joint:
     """The state, with what is integrated along its trajectory: the traces and, with ``penalties``, two penalties."""
 
-    def __init__(self, velocity: Velocity, x1: Tensor, y: Tensor | None, how: Probing, penalties: bool = False):
+    def __init__(self, velocity: Velocity, x1: Tensor, y: Condition, how: Probing, penalties: bool = False):
         validate.float_tensor("x1", x1, min_dim=2, finite=True)
         validate.one_of("mode", how.mode, MODES)
+        check_condition("y", y, len(x1), velocity)
         self.velocity, self.x1, self.y = velocity, x1, y
         self.mode, self.probes, self.penalties = how.mode, how.probes, penalties
         self.shape, self.dims = x1.shape, x1.shape[1:].numel()
@@ -159,11 +163,11 @@ class Joint:
         start = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), how.probes + 2 * penalties)], dim=1)
         self.start = start.to(working_dtype(x1.dtype))
 
-    def __call__(self, state: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def __call__(self, state: Tensor, t: Tensor, y: Condition = None) -> Tensor:
         v, rates = self.rates(self.split(state)[0], t, y)
         return torch.cat([v.flatten(1), rates], dim=1).to(state.dtype)
 
-    def rates(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rates(self, x: Tensor, t: Tensor, y: Condition = None) -> tuple[Tensor, Tensor]:
         """The velocity, and the integrands: the trace by each probe (B, P), then the two penalties."""
         v, traces, norms = jacobian_terms(
             self.velocity, x, t, y, self.noise,
@@ -190,8 +194,8 @@ def check_trace(trace: Trace, probes: int, generator: torch.Generator | None) ->
         )
 
 
-def source_log_prob(source: Density | None, x: Tensor) -> Tensor:
-    """The log-density of latents, shape (B,), under N(0, I) where no source is given."""
+def source_log_prob(source: Density | None, x: Tensor, velocity: Velocity) -> Tensor:
+    """The log-density of latents, shape (B,), under the noise of the velocity's path where no source is given."""
     if source is not None:
         log_p = source.log_prob(x)
         if log_p.shape != (len(x),):
@@ -200,5 +204,4 @@ def source_log_prob(source: Density | None, x: Tensor) -> Tensor:
                 f"{tuple(log_p.shape)} (torch.distributions.Independent sums over dimensions)"
             )
         return log_p
-    flat = x.flatten(1).to(working_dtype(x.dtype))
-    return -0.5 * (flat.square().sum(1) + flat.shape[1] * math.log(2 * math.pi))
+    return log_normal(x, path_of(velocity).source_std)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowbook._core import keyed, validate
+from flowbook._core.tree import map_condition
+from flowbook.condition import check_condition
 from flowbook.data import Batch, gray_levels, unpack
 
 
@@ -64,12 +67,11 @@ class Dequantized:
         if x0 is not None:
             raise ValueError("data: expected x1 or (x1, y); got (x0, x1, y)")
         gray_levels(self.x1, levels)
-        if self.y is not None:
-            validate.labels("y", self.y, len(self.x1))
+        check_condition("y", self.y, len(self.x1))
         self.levels = levels
         self.name = f"{tuple(self.x1.shape)} at {levels} levels"
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor | tuple[Tensor, Any]:
         """n dequantized samples, (n, ...), or with labels the pair of both."""
         validate.positive_int("n", n)
         index = torch.randint(
@@ -77,7 +79,7 @@ class Dequantized:
         )
         index = index.to(self.x1.device)
         x1 = dequantize(self.x1[index], self.levels, generator)
-        return x1 if self.y is None else (x1, self.y[index])
+        return x1 if self.y is None else (x1, map_condition(lambda part: part[index], self.y))
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, levels: int = 256) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from flowbook._core import validate
+from flowbook.condition import Condition, check_condition
 from flowbook.solvers import Solver
 from flowbook.solvers.adaptive import adaptive_failure
 from flowbook.velocity import Velocity, evaluating
@@ -23,7 +24,7 @@ class Augmented(Protocol):
     velocity: Velocity
     start: Tensor
 
-    def __call__(self, state: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor: ...
+    def __call__(self, state: Tensor, t: Tensor, y: Condition = None) -> Tensor: ...
 
 
 def recomputing(joint: Augmented) -> Velocity:
@@ -31,7 +32,7 @@ def recomputing(joint: Augmented) -> Velocity:
     parameters = _parameters(joint.velocity)
     again = _as_now(joint.velocity, joint.start)
 
-    def field(state: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def field(state: Tensor, t: Tensor, y: Condition = None) -> Tensor:
         def evaluate(state: Tensor) -> Tensor:
             with again():
                 return joint(state, t, y)
@@ -63,15 +64,14 @@ class _Recomputed(torch.autograd.Function):
             return None, *torch.autograd.grad(value, (state, *ctx.parameters), gradient, allow_unused=True)
 
 
-def solve_adjoint(joint: Augmented, y: Tensor | None, solver: Solver) -> Tensor:
+def solve_adjoint(joint: Augmented, y: Condition, solver: Solver) -> Tensor:
     """The joint state at t = 0; its gradient is solved backward in time (Chen et al. 2018, appendix C)."""
     from torchdiffeq import odeint_adjoint
 
     again = _as_now(joint.velocity, joint.start)
     start = joint.start
     validate.float_tensor("x1", start, finite=True)
-    if y is not None:
-        validate.labels("y", y, len(start))
+    check_condition("y", y, len(start), joint.velocity)
     calls = 0
 
     def field(t: Tensor, state: Tensor) -> Tensor:

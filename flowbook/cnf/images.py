@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from flowbook._core import keyed, validate
+from flowbook._core.tree import map_condition
 from flowbook.cnf.density import log_prob
 from flowbook.cnf.dequantization import bits_per_dim, dequantize
+from flowbook.condition import Condition, check_condition
 from flowbook.solvers import Solver, SolverOptions, as_solver
 from flowbook.velocity import Velocity
 
@@ -20,7 +22,7 @@ def bits_of_images(
     images: Tensor,
     levels: int = 256,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     seed: int = 0,
     batch_size: int = 100,
     **solver: Unpack[SolverOptions],
@@ -34,7 +36,7 @@ def bits_of_images(
         velocity: a velocity on images, trained on dequantized ones.
         images: (n, C, H, W), discrete values as :func:`~flowbook.cnf.dequantize` takes them.
         levels: number of gray levels.
-        y: labels, shape (n,); None scores a class-conditional model under its null label.
+        y: the condition of each image; None scores a conditional model under its null.
         seed: the seed of noise and probes.
         batch_size: images solved at once.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields; by default 20 steps of rk4.
@@ -49,14 +51,13 @@ def bits_of_images(
     """
     validate.positive_int("batch_size", batch_size)
     chosen = as_solver(solver, default=Solver("rk4", steps=20))
-    if y is not None:
-        validate.labels("y", y, len(images))
+    check_condition("y", y, len(images), velocity)
     bits = []
     for first in range(0, len(images), batch_size):
         part = slice(first, first + batch_size)
         with keyed.keyed(seed, step=0, first=first):
             x = dequantize(images[part], levels)
-            label = None if y is None else y[part]
-            result = log_prob(velocity, x, y=label, trace="hutchinson", solver=chosen)
+            rows = map_condition(lambda whole: whole[part], y)  # noqa: B023 (called at once)
+            result = log_prob(velocity, x, y=rows, trace="hutchinson", solver=chosen)
         bits.append(bits_per_dim(result.log_prob, x[0].numel(), levels))
     return torch.cat(bits) if bits else images.new_zeros(0)

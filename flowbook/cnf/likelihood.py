@@ -14,6 +14,7 @@ from flowbook._core.fields import set_fields
 from flowbook.cnf.density import FIFTY_STEPS, Density, Joint, Probing, check_trace, integrate, source_log_prob
 from flowbook.cnf.dequantization import dequantize
 from flowbook.cnf.gradients import recomputing, solve_adjoint
+from flowbook.condition import Condition
 from flowbook.data import unpack
 from flowbook.divergence import MODES, Mode, Trace
 from flowbook.guidance import check_labels
@@ -28,7 +29,7 @@ def nll_loss(
     velocity: Velocity,
     x1: Tensor,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     kinetic: float = 0.0,
     jacobian: float = 0.0,
     gradient: Gradient = "backprop",
@@ -86,7 +87,7 @@ def nll_loss(
         field = joint if gradient == "backprop" else recomputing(joint)
         with evaluating(velocity):
             latent, integrals, _ = integrate(joint, field, chosen, nodes=nodes, differentiable=True)
-    loss = (integrals[:, :probes].mean(1) - source_log_prob(source, latent)).mean()
+    loss = (integrals[:, :probes].mean(1) - source_log_prob(source, latent, velocity)).mean()
     if penalties:
         energy, norm = integrals[:, probes:].mean(0)
         loss = loss + kinetic * energy + jacobian * norm
@@ -114,6 +115,7 @@ class MaximumLikelihood:
 
     one_call: ClassVar[bool] = False
     """A step backpropagates through many evaluations of the network."""
+    condition_dropout: ClassVar[float] = 0.0
 
     solver: Solver
     trace: Trace

@@ -5,9 +5,8 @@ are tensors ``(images, labels)``: images (N, C, H, W) in [-1, 1], labels (N,).
 """
 
 from flowbook.analytic import eight_gaussians, two_gaussians
-from flowbook.data.batch import Batch, is_tensors, labels_of, map_batch, to_device, unpack
+from flowbook.data.batch import Batch, is_tensors, labels_of, map_batch, parts_of, to_device, unpack
 from flowbook.data.generated_images import GenerationOptions, ImageShards, generate_images, to_bytes
-from flowbook.data.generation import Normal
 from flowbook.data.images import (
     ImageTensors,
     cifar10,
@@ -21,6 +20,7 @@ from flowbook.data.images import (
 )
 from flowbook.data.out_of_distribution import CORRUPTIONS, corrupt, letters, photo_patches
 from flowbook.data.planar import Planar, Source, Unpaired, checkerboard, moons, pinwheel, spirals
+from flowbook.paths import Normal
 
 __all__ = [
     "CORRUPTIONS",
@@ -48,6 +48,7 @@ __all__ = [
     "map_batch",
     "mnist",
     "moons",
+    "parts_of",
     "photo_patches",
     "pinwheel",
     "spirals",

@@ -1,4 +1,4 @@
-"""What a batch is: ``x1``, ``(x1, y)`` or ``(x0, x1, y)``, where y may be None."""
+"""What a batch is: ``x1``, ``(x1, y)`` or ``(x0, x1, y)``, where y is any condition or None."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Batch = Tensor | tuple[Tensor, ...] | tuple[Tensor, None] | tuple[Tensor, Tensor, None]
+from flowbook._core.tree import leaves, map_condition
+from flowbook.condition import Condition
+
+Batch = Tensor | tuple[Tensor] | tuple[Tensor, Condition] | tuple[Tensor, Tensor, Condition]
 
 
-def unpack(batch: Batch) -> tuple[Tensor | None, Tensor, Tensor | None]:
+def unpack(batch: Any) -> tuple[Tensor | None, Tensor, Any]:
     """x1, (x1, y) or (x0, x1, y) -> (x0, x1, y), with None for what is missing.
 
     Example:
@@ -21,6 +24,8 @@ def unpack(batch: Batch) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """
     if isinstance(batch, Tensor):
         return None, batch, None
+    if not isinstance(batch, (tuple, list)):
+        raise TypeError(f"batch: expected x1, (x1, y) or (x0, x1, y); got a {type(batch).__name__}")
     if len(batch) == 1:
         return None, batch[0], None
     if len(batch) == 2:
@@ -39,13 +44,13 @@ def is_tensors(data: Any) -> bool:
     """
     if isinstance(data, Tensor):
         return True
-    if not isinstance(data, tuple) or not data or not isinstance(data[0], Tensor):
+    if not isinstance(data, tuple) or not 1 <= len(data) <= 3:
         return False
-    return len(data) == 1 or isinstance(data[1], Tensor) or (len(data) == 2 and data[1] is None)
+    return all(isinstance(part, Tensor) for part in data[: max(1, len(data) - 1)])
 
 
-def labels_of(data: Any) -> Tensor | None:
-    """All labels of a data set given as tensors; None for any other data set.
+def labels_of(data: Any) -> Any:
+    """The conditions of all samples of a data set given as tensors; None for any other data set.
 
     Example:
         >>> labels_of((torch.zeros(2, 1), torch.tensor([3, 4])))
@@ -54,16 +59,26 @@ def labels_of(data: Any) -> Tensor | None:
     return unpack(data)[2] if is_tensors(data) else None
 
 
-def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """Apply a function to each tensor of a batch; a missing part stays None.
+def map_batch(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Apply a function to each tensor of a batch, those of its condition included; a missing part stays None.
 
     Example:
         >>> map_batch(lambda x: x + 1, (torch.zeros(1), torch.ones(1), None))
         (tensor([1.]), tensor([2.]), None)
     """
-    if isinstance(batch, Tensor):
-        return function(batch)
-    return tuple(part if part is None else function(part) for part in batch)  # type: ignore[misc]
+    return function(batch) if isinstance(batch, Tensor) else tuple(map_condition(function, part) for part in batch)
+
+
+def parts_of(batch: Any) -> dict[str, Tensor]:
+    """The tensors of a batch by their names.
+
+    Example:
+        >>> list(parts_of((torch.zeros(1, 2), {"text": torch.zeros(1, 8)})))
+        ['x1', 'y.text']
+    """
+    x0, x1, y = unpack(batch)
+    noise = {} if x0 is None else {"x0": x0}
+    return {**noise, "x1": x1, **dict(leaves(y))}
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from flowbook._core.shard_folder import ShardFolder
 from flowbook._core.shards import Shards
+from flowbook._core.tree import map_condition
+from flowbook.condition import Condition
 from flowbook.data.generation import FolderOptions, generate, generation
 from flowbook.data.images import to_unit_interval
 from flowbook.data.planar import Source
@@ -36,10 +38,10 @@ class ImageFolder(ShardFolder):
     maker: ClassVar[str] = "generate_images"
 
     def arrays(self, rows: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
-        return {"images": (np.dtype(np.uint8), (rows, *self.settings["shape"])), **self.label_array(rows)}
+        return {"images": (np.dtype(np.uint8), (rows, *self.settings["shape"])), **self.condition_arrays(rows)}
 
-    def kept(self, x0: Tensor, x1: Tensor, y: Tensor | None) -> dict[str, Tensor | None]:
-        return {"images": to_bytes(x1), "y": y}
+    def kept(self, x0: Tensor, x1: Tensor) -> dict[str, Tensor]:
+        return {"images": to_bytes(x1)}
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ def generate_images(
     n: int,
     out: str | Path,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     seed: int = 0,
     **options: Unpack[GenerationOptions],
 ) -> ImageShards:
@@ -69,7 +71,7 @@ def generate_images(
         source: the shape of an image, (C, H, W), or an object with ``.sample(n, generator)``.
         n: number of images.
         out: the folder.
-        y: a label for each image, shape (n,), stored with it.
+        y: the condition of each image, n rows, stored with it.
         seed: the seed of the noise.
         options: a :class:`~flowbook.solvers.Solver` or its fields, by default 25 steps of midpoint; and ``batch_size``,
             ``shard_size``, ``name``, ``progress`` as in :func:`~flowbook.reflow.generate_pairs`.
@@ -107,11 +109,11 @@ class ImageShards(Shards):
     _folder_class = ImageFolder
 
     def __getitem__(self, index: int) -> Any:
-        """One image in [-1, 1], shape (C, H, W), and its label where there are labels."""
-        image, *y = self._rows(torch.tensor([index]))
-        image = image[0].float() / 127.5 - 1
-        return (image, y[0][0]) if y else image
+        """One image in [-1, 1], shape (C, H, W), and its condition where there is one."""
+        rows = self._rows(torch.tensor([index]))
+        image, y = rows["images"][0].float() / 127.5 - 1, self._condition(rows)
+        return image if y is None else (image, map_condition(lambda part: part[0], y))
 
     def bytes(self, indices: Tensor | Sequence[int]) -> Tensor:
         """The images at the given indices as stored, uint8, shape (B, C, H, W)."""
-        return self._rows(indices)[0]
+        return self._rows(indices)["images"]

@@ -1,7 +1,7 @@
 """Samples of a velocity in a folder of shards: the common part of generated images and pairs.
 
 A folder is written shard by shard, each complete or absent, so that an interruption loses one shard at most; its
-``manifest.json`` has the settings that determine every number, and a digest of the model. Noise and label of row n
+``manifest.json`` has the settings that determine every number, and a digest of the model. Noise and condition of row n
 depend only on the seed and on n. Batches start anew in each shard, so the rows do not depend on the number of
 processes or on interruptions either, bit for bit; another batch size rounds differently.
 """
@@ -20,9 +20,12 @@ from torch import Tensor
 from flowbook._core import keyed, progress, validate
 from flowbook._core.digest import digest
 from flowbook._core.shard_folder import ShardFolder
+from flowbook._core.tree import as_stored, form_of, leaves, map_condition
+from flowbook.condition import Condition, check_condition, rows_of
 from flowbook.data.planar import Source
+from flowbook.paths import path_of
 from flowbook.solvers import Solver, sample
-from flowbook.velocity import Velocity, device_of, null_label_of
+from flowbook.velocity import Velocity, device_of
 
 
 class FolderOptions(TypedDict, total=False):
@@ -34,26 +37,11 @@ class FolderOptions(TypedDict, total=False):
     progress: bool | None
 
 
-@dataclass(frozen=True)
-class Normal:
-    """The standard normal distribution of tensors of one shape.
-
-    Example:
-        >>> Normal((1, 28, 28)).sample(2).shape
-        torch.Size([2, 1, 28, 28])
-    """
-
-    shape: tuple[int, ...]
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n tensors, shape (n, ...), float32."""
-        return torch.randn(n, *self.shape, generator=generator)
-
-
 def keyed_noise(source: Source, seed: int, first: int, n: int) -> Tensor:
     """The noise of rows ``first`` to ``first + n - 1``, shape (n, ...): it depends only on the seed and the row.
 
     Example:
+        >>> from flowbook.paths import Normal
         >>> noise = keyed_noise(Normal((2,)), seed=0, first=0, n=300)
         >>> torch.equal(keyed_noise(Normal((2,)), seed=0, first=200, n=100), noise[200:])
         True
@@ -71,16 +59,16 @@ class Generation:
 
     velocity: Velocity
     source: Source
-    y: Tensor | None
+    y: Condition
     seed: int
     solver: Solver
 
-    def rows(self, first: int, n: int) -> tuple[Tensor, Tensor, Tensor | None, int]:
-        """x0, x1, labels and model calls of rows ``first`` to ``first + n - 1``, on the CPU."""
+    def rows(self, first: int, n: int) -> tuple[Tensor, Tensor, Any, int]:
+        """x0, x1, condition and model calls of rows ``first`` to ``first + n - 1``, on the CPU."""
         device = device_of(self.velocity)
         x0 = keyed_noise(self.source, self.seed, first, n)
-        y = None if self.y is None else self.y[first : first + n]
-        on_device = None if y is None else y.to(device)
+        y = map_condition(lambda part: part[first : first + n], self.y)
+        on_device = map_condition(lambda part: part.to(device), y)
         solution = sample(self.velocity, x0.to(device), y=on_device, solver=self.solver)
         x1 = solution.x.cpu()
         if not bool(torch.isfinite(x1).all()):
@@ -89,12 +77,12 @@ class Generation:
 
 
 def generation(
-    velocity: Velocity, source: Source | Sequence[int], *, n: int, y: Tensor | None, seed: int, solver: Solver
+    velocity: Velocity, source: Source | Sequence[int], *, n: int, y: Condition, seed: int, solver: Solver
 ) -> Generation:
     """The validated arguments of :func:`generate`."""
     validate.positive_int("n", n)
     validate.positive_int("seed", seed, at_least=0)
-    return Generation(velocity, as_source(source), as_labels(y, n, velocity), int(seed), solver)
+    return Generation(velocity, as_source(source, velocity), as_condition(y, velocity, n), int(seed), solver)
 
 
 def generate(
@@ -123,7 +111,8 @@ def generate(
         "shard_size": shard_size,
         "velocity": _identity(rows.velocity, name),
         "source": digest(keyed_noise(rows.source, rows.seed, 0, keyed.BLOCK)),
-        "labels": None if rows.y is None else digest(rows.y),
+        "condition": form_of(rows.y),
+        "values": None if rows.y is None else digest(rows.y),
     }
     folder = kind.claim(Path(out), settings)
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -142,20 +131,20 @@ def _fill(folder: ShardFolder, k: int, arrays: dict[str, Any], rows: Generation,
     for start in range(0, len(all_rows), batch_size):
         batch = all_rows[start : start + batch_size]
         x0, x1, y, nfe = rows.rows(batch[0], len(batch))
-        parts = folder.kept(x0, x1, y)
+        parts = {**folder.kept(x0, x1), **dict(leaves(y))}
         for name, array in arrays.items():
-            array[start : start + len(batch)] = parts[name]
+            array[start : start + len(batch)] = as_stored(parts[name])
         calls += nfe * len(batch)
         bar.update(len(batch))
     return calls / len(all_rows)
 
 
-def as_source(source: Source | Sequence[int]) -> Source:
-    """Standard normal noise for a shape; an object with ``sample`` unchanged."""
+def as_source(source: Source | Sequence[int], velocity: Velocity) -> Source:
+    """For a shape the noise that the velocity's path starts from; an object with ``sample`` unchanged."""
     if isinstance(source, Sequence) and not isinstance(source, str):
         for size in source:
             validate.positive_int("source", size)
-        return Normal(tuple(source))
+        return path_of(velocity).source(source)
     if isinstance(source, type) or not callable(getattr(source, "sample", None)):
         raise TypeError(
             "source: expected the shape of a sample, such as (1, 28, 28), or an object with sample(n, generator=None); "
@@ -164,14 +153,12 @@ def as_source(source: Source | Sequence[int]) -> Source:
     return source
 
 
-def as_labels(y: Tensor | None, n: int, velocity: Velocity) -> Tensor | None:
-    """The validated labels as they are stored: int64, on the CPU."""
+def as_condition(y: Condition, velocity: Velocity, n: int | None = None) -> Any:
+    """The validated condition as it is stored: on the CPU, with its dtypes."""
     if y is None:
         return None
-    null_label = null_label_of(velocity)
-    y = y.detach().cpu() if isinstance(y, Tensor) else y
-    validate.labels("y", y, n, classes=None if null_label is None else null_label + 1)
-    return y.long()
+    check_condition("y", y, rows_of(y) if n is None else n, velocity)
+    return map_condition(lambda part: part.detach().cpu(), y)
 
 
 def _identity(velocity: Velocity, name: str | None) -> str:

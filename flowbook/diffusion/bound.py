@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowbook._core import validate
 from flowbook._core.draws import normal_like
+from flowbook.condition import Condition
 from flowbook.data import gray_levels
 from flowbook.diffusion.model import Model, check_model
 from flowbook.diffusion.samplers import VARIANCES, Predictor, Variance, check_sampling
@@ -21,7 +22,7 @@ def variational_bound(
     model: Model,
     x1: Tensor,
     schedule: NoiseSchedule,
-    y: Tensor | None = None,
+    y: Condition = None,
     *,
     levels: int = 256,
     variance: Variance = "posterior",
@@ -51,7 +52,7 @@ def variational_bound(
     validate.one_of("variance", variance, VARIANCES)
     validate.positive_int("levels", levels, at_least=2)
     prediction = check_model(model, schedule, prediction)
-    check_sampling(x1, y, clip, name="x1")
+    check_sampling(model, x1, y, clip, name="x1")
     gray_levels(x1, levels)  # raises for data without levels
     predictor = Predictor(model, schedule.on(x1.device), prediction, clip)
     nats = _prior_term(x1, predictor.schedule)

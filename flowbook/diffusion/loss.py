@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from flowbook._core import keyed, validate
+from flowbook.condition import Condition, Null
 from flowbook.data import unpack
 from flowbook.diffusion.model import Model, ProbabilityFlow, StepModel, check_model, probability_flow
 from flowbook.diffusion.schedule import PREDICTIONS, NoiseSchedule, Prediction
-from flowbook.guidance import check_labels, drop_labels
+from flowbook.guidance import Dropout, check_dropout, check_labels, drop_condition
 from flowbook.velocity import call
 
 
@@ -23,13 +24,13 @@ def ddpm_loss(
     model: Model,
     x1: Tensor,
     schedule: NoiseSchedule,
-    y: Tensor | None = None,
+    y: Condition = None,
     *,
     i: Tensor | None = None,
     noise: Tensor | None = None,
     prediction: Prediction | None = None,
-    label_dropout: float = 0.0,
-    null_label: int | None = None,
+    condition_dropout: Dropout = 0.0,
+    null: Null = None,
 ) -> Tensor:
     """The mean squared error of the predicted noise, over batch and dimensions (Ho et al. 2020, equation 14).
 
@@ -37,12 +38,12 @@ def ddpm_loss(
         model: ``model(x, i, y=None)``.
         x1: data, shape (B, ...).
         schedule: the noise schedule.
-        y: labels, shape (B,), or None.
+        y: the condition, or None.
         i: steps, long (B,); uniform over all steps when None.
         noise: from N(0, I), the shape of x1; drawn when None.
         prediction: what the model predicts and is compared with, as in
             :func:`~flowbook.diffusion.probability_flow`.
-        label_dropout, null_label: as in :func:`~flowbook.flow_matching.flow_matching_loss`.
+        condition_dropout, null: as in :func:`~flowbook.flow_matching.flow_matching_loss`.
 
     Example:
         >>> schedule, noise = NoiseSchedule.linear(1000), torch.ones(4, 2)
@@ -51,13 +52,12 @@ def ddpm_loss(
     """
     prediction = check_model(model, schedule, prediction)
     validate.float_tensor("x1", x1, min_dim=1)
-    validate.number("label_dropout", label_dropout, 0, 1)
+    check_dropout(condition_dropout)
     if i is None:
         i = (keyed.rand(len(x1), like=x1.float()) * schedule.steps).long().clamp_max(schedule.steps - 1)
     if noise is None:
         noise = keyed.randn_like(x1)
-    if label_dropout > 0:
-        y = drop_labels(model, x1, y, label_dropout, null_label)
+    y = drop_condition(model, x1, y, condition_dropout, null)
     x = schedule.add_noise(x1, i, noise)
     predicted = call(model, x, i, y)
     validate.same_shape("model(x, i, y)", predicted, "x1", x1)
@@ -80,18 +80,18 @@ class Diffusion:
 
     schedule: NoiseSchedule
     prediction: Prediction = "noise"
-    label_dropout: float = 0.0
+    condition_dropout: Dropout = 0.0
 
     def __post_init__(self) -> None:
         validate.instance("schedule", self.schedule, NoiseSchedule, "NoiseSchedule.linear(1000)")
         validate.one_of("prediction", self.prediction, PREDICTIONS)
-        validate.number("label_dropout", self.label_dropout, 0, 1)
+        check_dropout(self.condition_dropout)
 
     def __call__(self, network: Any, batch: Any) -> Tensor:
         x0, x1, y = unpack(batch)
         return ddpm_loss(
             StepModel(network, self.schedule, self.prediction), x1, self.schedule, y, noise=x0,
-            label_dropout=self.label_dropout,
+            condition_dropout=self.condition_dropout,
         )  # fmt: skip
 
     def check(self, network: nn.Module, data: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowbook import models
 from flowbook._core import validate
+from flowbook.condition import Condition
 from flowbook.diffusion.schedule import PREDICTIONS, NoiseSchedule, Prediction
 from flowbook.diffusion.schedule_path import SchedulePath
 from flowbook.paths import ConvertedVelocity
@@ -48,7 +49,7 @@ class StepModel(Wrapper):
         validate.one_of("prediction", prediction, PREDICTIONS)
         self.network, self.steps, self.prediction = network, schedule.steps, prediction
 
-    def forward(self, x: Tensor, i: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, i: Tensor, y: Condition = None) -> Tensor:
         t = 1.0 - torch.as_tensor(i, device=x.device).to(x.dtype) / max(1, self.steps - 1)
         return call(self.network, x, t, y)
 
@@ -69,7 +70,7 @@ class ProbabilityFlow(ConvertedVelocity):
     def model_calls(self) -> int:
         return (2 if self.integer_steps else 1) * model_calls(self.model)
 
-    def predict(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, y: Condition) -> Tensor:
         """The model's prediction at time t, interpolated between two steps if it takes integer steps only."""
         i = ((1.0 - t) * (self.schedule.steps - 1)).expand(len(x))
         if not self.integer_steps:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowbook._core import validate
 from flowbook._core.draws import normal_like
+from flowbook.condition import Condition, check_condition, warn_untrained
 from flowbook.diffusion.model import Model, check_model
 from flowbook.diffusion.schedule import NoiseSchedule, Prediction
 from flowbook.velocity import call, evaluating
@@ -25,7 +26,7 @@ def ddpm_sample(
     model: Model,
     x: Tensor,
     schedule: NoiseSchedule,
-    y: Tensor | None = None,
+    y: Condition = None,
     variance: Variance = "posterior",
     *,
     clip: float | None = None,
@@ -40,7 +41,7 @@ def ddpm_sample(
         model: ``model(x, i, y=None)``; it runs in eval mode.
         x: noise, shape (B, ...).
         schedule: the one it was trained with.
-        y: labels, shape (B,), or None.
+        y: the condition, or None.
         variance: "posterior", exact for data that are a single point, or "beta", exact for data from N(0, I).
         clip: keep the predicted data within [-clip, clip]; 1 for images, None for data without bounds.
         prediction: what the model predicts, as in :func:`~flowbook.diffusion.probability_flow`.
@@ -55,7 +56,7 @@ def ddpm_sample(
         tensor([[2.]])
     """
     validate.one_of("variance", variance, VARIANCES)
-    check_sampling(x, y, clip)
+    check_sampling(model, x, y, clip)
     prediction = check_model(model, schedule, prediction)
     predictor = Predictor(model, schedule.on(x.device), prediction, clip)
     with evaluating(model):
@@ -78,7 +79,7 @@ def ddim_sample(
     steps: int,
     eta: float = 0.0,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     clip: float | None = None,
     prediction: Prediction | None = None,
     generator: torch.Generator | None = None,
@@ -99,7 +100,7 @@ def ddim_sample(
         tensor([[2.]])
     """
     validate.number("eta", eta, 0, 1)
-    check_sampling(x, y, clip)
+    check_sampling(model, x, y, clip)
     predictor = Predictor(model, schedule, check_model(model, schedule, prediction), clip)
     visited = ddim_steps(schedule.steps, steps)
     abar = schedule.alphas_cumprod.tolist()
@@ -139,7 +140,7 @@ class Predictor:
     prediction: Prediction
     clip: float | None
 
-    def data(self, x: Tensor, i: int, y: Tensor | None) -> Tensor:
+    def data(self, x: Tensor, i: int, y: Condition) -> Tensor:
         """The predicted data at x_i, kept within [-clip, clip]."""
         predicted = call(self.model, x, torch.full((len(x),), i, device=x.device), y)
         validate.same_shape("model(x, i, y)", predicted, "x", x)
@@ -147,10 +148,10 @@ class Predictor:
         return data if self.clip is None else data.clamp(-self.clip, self.clip)
 
 
-def check_sampling(x: Tensor, y: Tensor | None, clip: float | None, name: str = "x") -> None:
+def check_sampling(model: Model, x: Tensor, y: Condition, clip: float | None, name: str = "x") -> None:
     """Raise for a state, labels or bounds that no sampler accepts."""
     validate.float_tensor(name, x, min_dim=1, finite=True)
-    if y is not None:
-        validate.labels("y", y, len(x))
+    check_condition("y", y, len(x), model)
+    warn_untrained(model, y, stacklevel=3)
     if clip is not None:
         validate.number("clip", clip, 0, math.inf, low_open=True)

@@ -8,7 +8,7 @@ and output: nothing here normalizes them.
 """
 
 from flowbook.inversion.anomaly import Score, anomaly_score
-from flowbook.inversion.denoising import Denoised, Estimate, denoise, estimate_noise, time_of_noise
+from flowbook.inversion.denoising import Denoised, Estimate, denoise, estimate_noise
 from flowbook.inversion.editing import Edit, edit
 from flowbook.inversion.interpolation import Interpolation, interpolate, lerp, slerp
 from flowbook.inversion.latents import RoundTrip, StepChoice, choose_steps, invert, round_trip
@@ -31,5 +31,4 @@ __all__ = [
     "lerp",
     "round_trip",
     "slerp",
-    "time_of_noise",
 ]

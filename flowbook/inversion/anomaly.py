@@ -16,6 +16,7 @@ from torch import Tensor
 from flowbook._core import validate
 from flowbook._core.draws import normal_like
 from flowbook.cnf import log_prob
+from flowbook.condition import Condition
 from flowbook.inversion.denoising import denoise
 from flowbook.inversion.latents import invert
 from flowbook.paths import Path
@@ -40,7 +41,7 @@ def anomaly_score(
     x: Tensor,
     kind: Score = "likelihood",
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     reference: Tensor | float | None = None,
     **options: Any,
 ) -> Tensor:
@@ -61,7 +62,7 @@ def anomaly_score(
         velocity: ``v(x, t, y=None)``, trained on data without anomalies.
         x: samples, shape (B, ...).
         kind: "likelihood", "typicality", "latent_norm" or "reconstruction".
-        y: labels, shape (B,); a class-conditional model reads None as its null label.
+        y: the condition; a conditional model of this package reads None as its null.
         reference: for "typicality" and "latent_norm", data (N, ...), scored without labels; or m itself, a number, if
             it is known already.
         options: as in :func:`~flowbook.cnf.log_prob` for "likelihood" and "typicality", as in
@@ -91,11 +92,11 @@ def anomaly_score(
     return gap / dims if kind == "latent_norm" else gap
 
 
-def _log_density(velocity: Velocity, x: Tensor, y: Tensor | None, options: dict[str, Any]) -> Tensor:
+def _log_density(velocity: Velocity, x: Tensor, y: Condition, options: dict[str, Any]) -> Tensor:
     return log_prob(velocity, x, y=y, **options).log_prob
 
 
-def _squared_norm(velocity: Velocity, x: Tensor, y: Tensor | None, options: dict[str, Any]) -> Tensor:
+def _squared_norm(velocity: Velocity, x: Tensor, y: Condition, options: dict[str, Any]) -> Tensor:
     solver = as_solver(options, default=Solver("rk4", steps=50))  # type: ignore[arg-type]  # as log_prob's
     return invert(velocity, x, y=y, solver=solver).x.flatten(1).square().sum(1)
 
@@ -103,7 +104,7 @@ def _squared_norm(velocity: Velocity, x: Tensor, y: Tensor | None, options: dict
 def _reconstruction(
     velocity: Velocity,
     x: Tensor,
-    y: Tensor | None,
+    y: Condition,
     *,
     noise_std: float = 1.0,
     draws: int = 1,
@@ -120,7 +121,7 @@ def _reconstruction(
     return error
 
 
-def _check(x: Tensor, kind: Score, y: Tensor | None, reference: Tensor | float | None, options: dict[str, Any]) -> None:
+def _check(x: Tensor, kind: Score, y: Condition, reference: Tensor | float | None, options: dict[str, Any]) -> None:
     validate.one_of("kind", kind, SCORES)
     for name in options:
         if name not in OPTIONS[kind]:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from flowbook._core import validate
 from flowbook._core.times import per_sample
+from flowbook.condition import Condition, check_condition, warn_untrained
 from flowbook.divergence import divergence, rademacher
-from flowbook.paths import Path, path_of
+from flowbook.paths import Path, path_of, time_of_noise
 from flowbook.solvers import Solver, SolverOptions, as_solver, solve
 from flowbook.solvers.solution import refuse
 from flowbook.velocity import Velocity, call, evaluating, model_calls
@@ -52,7 +53,7 @@ def denoise(
     noise_std: Tensor | float | None = None,
     path: Path | None = None,
     estimate: Estimate = "mean",
-    y: Tensor | None = None,
+    y: Condition = None,
     generator: torch.Generator | None = None,
     **solver: Unpack[SolverOptions],
 ) -> Denoised:
@@ -67,7 +68,7 @@ def denoise(
         estimate: "mean", the posterior mean :math:`E[x_1 \mid x]`, in one evaluation; or "ode", the end of the flow
             through the observation, whose squared error is larger: it is one point that looks like data, while the mean
             averages over all points that fit, and is blurred.
-        y: labels, shape (B,).
+        y: the condition, or None.
         generator: for the estimate of the noise level.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields; for "ode" only.
 
@@ -83,7 +84,7 @@ def denoise(
         >>> result.x, result.t, result.nfe
         (tensor([[1.]]), tensor(0.5000), 1)
     """
-    _check(x, y)
+    _check(velocity, x, y)
     path = path_of(velocity) if path is None else path
     validate.instance("path", path, Path, "LinearPath()")
     validate.one_of("estimate", estimate, ESTIMATES)
@@ -107,48 +108,12 @@ def denoise(
     return Denoised(result, t, torch.as_tensor(noise_std, dtype=x.dtype, device=x.device), nfe + spent)
 
 
-def time_of_noise(path: Path, noise_std: Tensor | float) -> Tensor:
-    """The time at which the path has the noise level sigma(t) / alpha(t) = noise_std, in float64.
-
-    Args:
-        path: any path; its noise level decreases with t.
-        noise_std: one number, or a tensor of any shape.
-
-    Raises:
-        ValueError: for a noise level that the path does not reach.
-
-    Example:
-        >>> from flowbook.paths import LinearPath
-        >>> time_of_noise(LinearPath(), 3.0)
-        tensor(0.2500, dtype=torch.float64)
-    """
-    validate.instance("path", path, Path, "LinearPath()")
-    s = torch.as_tensor(noise_std, dtype=torch.float64)
-    low, high = torch.zeros_like(s), torch.ones_like(s)
-
-    def excess(t: Tensor) -> Tensor:  # of the path's noise over the wanted one, without a division by alpha(0) = 0
-        return path.sigma(t) - s * path.alpha(t)
-
-    # A path's noise level at t = 1 is often given with a few digits: 0.01 for the 0.010001 of a schedule.
-    if not bool(((excess(low) >= 0) & (excess(high) <= 1e-3 * path.sigma(high))).all()):
-        first, last = (float(path.sigma(end) / path.alpha(end)) for end in (0.0, 1.0))
-        raise ValueError(
-            f"noise_std: {path!r} has noise levels from {last:.4g} to {first:.4g}; got "
-            f"{float(s.min()):.4g} to {float(s.max()):.4g}"
-        )
-    for _ in range(54):  # the bits of a float64
-        middle = 0.5 * (low + high)
-        above = excess(middle) > 0
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return high
-
-
 def estimate_noise(
     velocity: Velocity,
     x: Tensor,
     *,
     path: Path | None = None,
-    y: Tensor | None = None,
+    y: Condition = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""The noise level s of each observation :math:`x = x_1 + s\,\epsilon`, by maximum likelihood under the model.
@@ -179,14 +144,14 @@ def estimate_noise(
         >>> (estimate_noise(velocity, x) - 0.75).abs() < 0.1
         tensor([True])
     """
-    _check(x, y)
+    _check(velocity, x, y)
     path = path_of(velocity) if path is None else path
     validate.instance("path", path, Path, "LinearPath()")
     probe = rademacher(1, like=x, generator=generator)
     dims = x[0].numel() if len(x) else 1
     low, high = x.new_zeros(len(x)), x.new_ones(len(x))
 
-    def mean(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def mean(x: Tensor, t: Tensor, y: Condition = None) -> Tensor:
         return _posterior_mean(velocity, x, t, y, path)
 
     with evaluating(velocity):
@@ -203,7 +168,7 @@ def estimate_noise(
     return path.sigma(t) / path.alpha(t)
 
 
-def _posterior_mean(velocity: Velocity, x: Tensor, t: Tensor, y: Tensor | None, path: Path) -> Tensor:
+def _posterior_mean(velocity: Velocity, x: Tensor, t: Tensor, y: Condition, path: Path) -> Tensor:
     """The posterior mean of the data, converted from the velocity at the path's state alpha x."""
     state = path.alpha(per_sample(t, x)) * x
     v = call(velocity, state, t, y)
@@ -211,14 +176,14 @@ def _posterior_mean(velocity: Velocity, x: Tensor, t: Tensor, y: Tensor | None, 
     return path.convert(v, state, t, source="velocity", target="data")
 
 
-def _follow(velocity: Velocity, state: Tensor, t: Tensor, y: Tensor | None, solver: Solver) -> tuple[Tensor, int]:
+def _follow(velocity: Velocity, state: Tensor, t: Tensor, y: Condition, solver: Solver) -> tuple[Tensor, int]:
     """The end of the flow through the state at t, () or (B,), and the model calls."""
     if t.dim() == 0:
         start = min(float(t), 1.0)
         solution = solve(velocity, state, start, 1.0, y=y, solver=solver.between(start, 1.0))
         return solution.x, solution.nfe
 
-    def together(state: Tensor, share: Tensor, y: Tensor | None = None) -> Tensor:  # a common time for all samples
+    def together(state: Tensor, share: Tensor, y: Condition = None) -> Tensor:  # a common time for all samples
         return per_sample(1 - t, state) * call(velocity, state, (t + share * (1 - t)).clamp_max(1), y)
 
     with evaluating(velocity):
@@ -226,10 +191,10 @@ def _follow(velocity: Velocity, state: Tensor, t: Tensor, y: Tensor | None, solv
     return solution.x, solution.nfe * model_calls(velocity)
 
 
-def _check(x: Tensor, y: Tensor | None) -> None:
+def _check(velocity: Velocity, x: Tensor, y: Condition) -> None:
     validate.float_tensor("x", x, min_dim=2, finite=True)
-    if y is not None:
-        validate.labels("y", y, len(x))
+    check_condition("y", y, len(x), velocity)
+    warn_untrained(velocity, y, stacklevel=3)
 
 
 def _check_level(noise_std: Any, x: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook.condition import Condition, check_condition, repeated
 from flowbook.inversion.latents import invert
 from flowbook.solvers import SolverOptions, as_solver, sample
 from flowbook.solvers.solution import refuse
@@ -91,7 +92,7 @@ def interpolate(
     b: Tensor,
     n: int,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     spherical: bool = True,
     **solver: Unpack[SolverOptions],
 ) -> Interpolation:
@@ -101,8 +102,8 @@ def interpolate(
         velocity: ``v(x, t, y=None)``.
         a, b: data, shape (B, ...); the k-th sample of a is paired with the k-th of b.
         n: number of points for each pair, including both ends.
-        y: labels, shape (B,), one for each pair: both ends are inverted, and all points generated, under it. If the
-            ends have different classes, pass None, the null label of a class-conditional model.
+        y: the condition of each pair: both ends are inverted, and all points generated, under it. If the
+            ends have different ones, pass None, which a conditional model of this package reads as its null.
         spherical: along the arc (:func:`slerp`); False takes the straight line.
         solver: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields.
 
@@ -116,13 +117,12 @@ def interpolate(
     _check_pair(a, b)
     validate.positive_int("n", n, at_least=2)
     validate.boolean("spherical", spherical)
-    if y is not None:
-        validate.labels("y", y, len(a))
-    there = invert(velocity, torch.cat([a, b]), y=None if y is None else y.repeat(2), solver=chosen)
+    check_condition("y", y, len(a), velocity)
+    there = invert(velocity, torch.cat([a, b]), y=repeated(y, 2), solver=chosen)
     weights = torch.linspace(0, 1, n, dtype=torch.float64)
     of_a, of_b = there.x.split(len(a))
     latents = slerp(of_a, of_b, weights) if spherical else lerp(of_a, of_b, weights)
-    back = sample(velocity, latents.flatten(0, 1), y=None if y is None else y.repeat(n), solver=chosen)
+    back = sample(velocity, latents.flatten(0, 1), y=repeated(y, n), solver=chosen)
     return Interpolation(back.x.unflatten(0, latents.shape[:2]), latents, there.nfe + back.nfe)
 
 

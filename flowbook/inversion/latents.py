@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook.condition import Condition
 from flowbook.solvers import FIXED, Method, Solution, SolveOptions, SolverOptions, as_solver, sample, solve
 from flowbook.solvers.solution import refuse
 from flowbook.velocity import Velocity
 
 
-def invert(velocity: Velocity, x1: Tensor, *, y: Tensor | None = None, **options: Unpack[SolveOptions]) -> Solution:
+def invert(velocity: Velocity, x1: Tensor, *, y: Condition = None, **options: Unpack[SolveOptions]) -> Solution:
     """Data to noise: :func:`~flowbook.solvers.solve` from 1 to 0.
 
     A latent needs finer steps than a sample. Near t = 1 the flow contracts its states onto the data, so the backward
@@ -25,7 +26,7 @@ def invert(velocity: Velocity, x1: Tensor, *, y: Tensor | None = None, **options
     Args:
         velocity: ``v(x, t, y=None)``, the one used for sampling, without a change of sign or a reversal of time.
         x1: data, shape (B, ...).
-        y: labels, shape (B,).
+        y: the condition, or None.
         options: as in ``solve``, without times. ``save_at`` runs from 1 to 0. A tolerance bounds the root mean square
             over the whole batch: with B samples in D dimensions a single number may be off by sqrt(B D) times as much.
 
@@ -58,9 +59,7 @@ class RoundTrip:
     """The number of model calls, both directions together."""
 
 
-def round_trip(
-    velocity: Velocity, x1: Tensor, *, y: Tensor | None = None, **solver: Unpack[SolverOptions]
-) -> RoundTrip:
+def round_trip(velocity: Velocity, x1: Tensor, *, y: Condition = None, **solver: Unpack[SolverOptions]) -> RoundTrip:
     """Data to noise and back again, by the same method with the same steps.
 
     A small error shows that the two solves agree, not that the latent is right. With equal steps the leading errors of
@@ -103,7 +102,7 @@ def choose_steps(
     x1: Tensor,
     wanted: float,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     method: Method = "heun",
     first: int = 4,
     limit: int = 1024,
@@ -116,7 +115,7 @@ def choose_steps(
         velocity: ``v(x, t, y=None)``.
         x1: data, shape (B, ...), B at least 1.
         wanted: the largest mean absolute error of a sample, in units of the data.
-        y: labels, shape (B,).
+        y: the condition, or None.
         method: a fixed-step method, "euler", "midpoint", "heun", "rk4" or "ab3".
         first: the number of steps to begin with.
         limit: the largest number of steps to try.

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook.condition import Condition, check_condition
 from flowbook.metrics.distances import wasserstein2
 from flowbook.solvers import solve
 from flowbook.velocity import Velocity, call, evaluating
 
 
 @torch.no_grad()
-def path_energy(velocity: Velocity, x0: Tensor, *, steps: int = 100, y: Tensor | None = None) -> float:
+def path_energy(velocity: Velocity, x0: Tensor, *, steps: int = 100, y: Condition = None) -> float:
     r"""The kinetic energy of the flow, :math:`\int_0^1 E\|v(x_t, t)\|^2 dt`, summed over dimensions.
 
     Along the Euler trajectory with ``steps`` steps. It is at least the squared 2-Wasserstein distance between the
@@ -29,7 +30,7 @@ def path_energy(velocity: Velocity, x0: Tensor, *, steps: int = 100, y: Tensor |
 
 
 def normalized_path_energy(
-    velocity: Velocity, x0: Tensor, x1: Tensor, *, steps: int = 100, y: Tensor | None = None
+    velocity: Velocity, x0: Tensor, x1: Tensor, *, steps: int = 100, y: Condition = None
 ) -> float:
     r"""The relative excess of the path energy, :math:`|\text{energy} - W_2^2| / W_2^2`; 0 for optimal transport.
 
@@ -53,7 +54,7 @@ def normalized_path_energy(
 
 
 @torch.no_grad()
-def straightness(velocity: Velocity, x0: Tensor, *, steps: int, y: Tensor | None = None) -> float:
+def straightness(velocity: Velocity, x0: Tensor, *, steps: int, y: Condition = None) -> float:
     r"""How far trajectories are from straight, :math:`\int_0^1 E\|(X_1 - X_0) - v(X_t, t)\|^2 dt`; 0 if they are.
 
     Summed over dimensions, along the Euler trajectory with ``steps`` steps (Liu et al. 2023, equation 3).
@@ -90,7 +91,7 @@ def transport_cost(x0: Tensor, x1: Tensor, *, power: float = 2.0) -> float:
 
 
 @torch.no_grad()
-def curvature(velocity: Velocity, x0: Tensor, *, steps: int, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def curvature(velocity: Velocity, x0: Tensor, *, steps: int, y: Condition = None) -> tuple[Tensor, Tensor]:
     r"""At which times trajectories bend or change speed, :math:`E\|\frac{d}{dt} v(X_t, t)\|^2` over t.
 
     Summed over dimensions, by differences along the rk4 trajectory. It is 0 where trajectories are straight and have
@@ -100,7 +101,7 @@ def curvature(velocity: Velocity, x0: Tensor, *, steps: int, y: Tensor | None = 
         velocity: ``v(x, t, y=None)``.
         x0: noise, shape (B, ...).
         steps: number of intervals of [0, 1], with one value for each.
-        y: labels, shape (B,).
+        y: the condition, or None.
 
     Returns:
         The midpoint of each interval and the value there, both (steps,).
@@ -119,12 +120,11 @@ def curvature(velocity: Velocity, x0: Tensor, *, steps: int, y: Tensor | None = 
     return (solution.times[1:] + solution.times[:-1]) / 2, torch.stack(changes)
 
 
-def _walk(velocity: Velocity, x0: Tensor, steps: int, y: Tensor | None) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+def _walk(velocity: Velocity, x0: Tensor, steps: int, y: Condition) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """The velocities and states of the Euler trajectory, and its end."""
     validate.float_tensor("x0", x0, min_dim=1, finite=True)
     validate.positive_int("steps", steps)
-    if y is not None:
-        validate.labels("y", y, len(x0))
+    check_condition("y", y, len(x0), velocity)
     walked, x = [], x0
     with evaluating(velocity):
         for n in range(steps):

@@ -65,6 +65,11 @@ class Classifier(nn.Module):
         )  # fmt: skip
         self.head = nn.Linear(features, num_classes)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an image."""
+        return (self.channels, self.size, self.size)
+
     def features(self, x: Tensor) -> Tensor:
         """The last hidden layer, shape (B, features)."""
         if x.dim() != 4 or x.shape[1:] != (self.channels, self.size, self.size):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from flowbook._core import validate
+from flowbook._core.tree import map_condition
+from flowbook.condition import Condition
 from flowbook.velocity import Wrapper, call
 
 
@@ -44,15 +46,15 @@ class Compiled(Wrapper):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_graphs": {}}  # a copy has its own parameters, and records its own graph
 
-    def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, y: Condition = None) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError("Compiled is for sampling and has no gradient with respect to x; use the plain velocity")
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
         parts = []
         for start in range(0, len(x), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            labels = None if y is None else self._padded(y[rows])
-            v = self._graph(x.device)(self._padded(x[rows]), self._padded(t[rows]) if t.dim() else t, labels)
+            part = map_condition(lambda whole: self._padded(whole[rows]), y)  # noqa: B023 (called at once)
+            v = self._graph(x.device)(self._padded(x[rows]), self._padded(t[rows]) if t.dim() else t, part)
             parts.append(v[: len(x[rows])].clone())  # the next replay writes to the same memory
         return torch.cat(parts) if parts else torch.empty_like(x)
 
@@ -65,7 +67,7 @@ class Compiled(Wrapper):
             mode = "reduce-overhead" if device.type == "cuda" else None
             compiled = torch.compile(lambda x, t, y: call(self.velocity, x, t, y), mode=mode, dynamic=False)
 
-            def run(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+            def run(x: Tensor, t: Tensor, y: Condition) -> Tensor:
                 with torch.no_grad():
                     torch.compiler.cudagraph_mark_step_begin()
                     return compiled(x, t, y)

@@ -1,34 +1,43 @@
-"""The diffusion transformer (Peebles and Xie 2023): patches of an image as a sequence, time and label in every norm."""
+"""The diffusion transformer (Peebles and Xie 2023): patches as a sequence, time and condition in every norm."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowbook._core import validate
+from flowbook.condition import Condition
+from flowbook.models.conditioning import Conditioning, CrossAttention, VectorEmbedding
 from flowbook.models.embedding import LabelEmbedding, TimeNetwork, batch_of_times, check_dtype
+from flowbook.models.grid import check_grid, patches, sides_of, unpatched
 
 
-def positions(side: int, dim: int) -> Tensor:
-    """Sines and cosines of the row and of the column of each patch, shape (side^2, dim).
+def positions(sides: Sequence[int], dim: int) -> Tensor:
+    """Sines and cosines of the place of each patch along each side, shape (number of patches, dim).
 
     Example:
-        >>> positions(2, 8).shape
-        torch.Size([4, 8])
+        >>> positions((2, 3), 8).shape
+        torch.Size([6, 8])
     """
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(dim // 4) / (dim // 4))
-    angles = torch.arange(side)[:, None] * frequencies
-    place = torch.cat([angles.sin(), angles.cos()], dim=1)
-    return torch.cat([place.repeat_interleave(side, 0), place.repeat(side, 1)], dim=1)
+    count = dim // (2 * len(sides))  # frequencies for each side; what is left of dim stays 0
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(count) / count)
+    axes = torch.meshgrid(*(torch.arange(side) for side in sides), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in axes]
+    waves = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
+    return F.pad(waves, (0, dim - waves.shape[1]))
 
 
 class Block(nn.Module):
-    """Attention, then a two-layer perceptron; the embedding scales, shifts and gates both, with gates starting at 0."""
+    """Attention, then a two-layer perceptron; the embedding scales, shifts and gates both, with gates starting at 0.
 
-    def __init__(self, width: int, heads: int, expansion: int):
+    In between comes attention to a context, if there is one (Chen et al. 2024, PixArt).
+    """
+
+    def __init__(self, width: int, heads: int, expansion: int, context_dim: int | None = None):
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -41,10 +50,13 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
+        self.cross = None if context_dim is None else CrossAttention(width, context_dim, heads)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(embedding)[:, None].chunk(6, dim=2)
         x = x + gate1 * self.attend(self.norm1(x) * (1 + scale1) + shift1)
+        if self.cross is not None:
+            x = x + self.cross(x, context)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
     def attend(self, x: Tensor) -> Tensor:
@@ -53,22 +65,28 @@ class Block(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, width))
 
 
-class DiT(nn.Module):
-    """A velocity (or any other prediction) on images, by a transformer.
+class DiT(Conditioning):
+    """A velocity (or any other prediction) on images, sequences or volumes, by a transformer.
 
     The paper's sizes are (width, depth, heads): S (384, 12, 6), B (768, 12, 12), L (1024, 24, 16), XL (1152, 28, 16).
 
     Args:
-        channels: color channels C of the images.
-        size: height and width of the images.
+        channels: channels C of a sample, such as the colors of an image.
+        size: the side of a square image; or its sides, (height, width), or those of a sequence (length,) or a volume
+            (depth, height, width). Samples may have other sides later, multiples of ``patch``.
         patch: side of a patch, a divisor of ``size``.
         width: embedding dimension of a patch, a multiple of ``heads`` and of 4.
         depth: number of blocks.
         heads: number of attention heads.
         expansion: hidden width of each block's perceptron, in units of ``width``.
-        num_classes: number of classes; None makes an unconditional model.
+        num_classes: number of classes, for labels y of shape (B,).
+        condition_dim: length of vectors y, shape (B, condition_dim), where a NaN is a missing number.
+        context_dim: width of sequences y, shape (B, L, context_dim), such as the embeddings of a text's tokens, to
+            attend to; a token with a NaN is not there. With several kinds of conditions y is a dict with the keys
+            "label", "vector" and "context".
 
-    Shapes: x (B, C, size, size) in [-1, 1], t () or (B,), y (B,) or None -> (B, C, size, size).
+    Shapes: x (B, C, *sides) in [-1, 1], t () or (B,), y -> (B, C, *sides). None is the null: the network's own value
+    for "no condition".
 
     Example:
         >>> DiT(channels=1, size=8, width=32, depth=2, heads=2)(torch.zeros(2, 1, 8, 8), 0.5).shape
@@ -80,7 +98,7 @@ class DiT(nn.Module):
     def __init__(
         self,
         channels: int = 3,
-        size: int = 32,
+        size: int | Sequence[int] = 32,
         patch: int = 2,
         width: int = 384,
         depth: int = 12,
@@ -88,50 +106,67 @@ class DiT(nn.Module):
         heads: int = 6,
         expansion: int = 4,
         num_classes: int | None = None,
+        condition_dim: int | None = None,
+        context_dim: int | None = None,
     ):
-        super().__init__()
-        self.arguments = {
-            "channels": channels, "size": size, "patch": patch, "width": width, "depth": depth, "heads": heads,
-            "expansion": expansion, "num_classes": num_classes,
+        super().__init__(num_classes, condition_dim, context_dim)
+        counts = {
+            "channels": channels, "patch": patch, "width": width, "depth": depth, "heads": heads,
+            "expansion": expansion,
         }  # fmt: skip
-        for name, value in self.arguments.items():
-            if name != "num_classes":
-                validate.positive_int(name, value)
-        if size % patch:
+        for name, value in counts.items():
+            validate.positive_int(name, value)
+        sides = sides_of(size)
+        self.arguments = {
+            **counts, "size": size if isinstance(size, int) else list(sides), "num_classes": num_classes,
+            "condition_dim": condition_dim, "context_dim": context_dim,
+        }  # fmt: skip
+        if any(side % patch for side in sides):
             raise ValueError(f"size: expected a multiple of patch = {patch}; got {size}")
         if width % heads or width % 4:
             raise ValueError(f"width: expected a multiple of heads = {heads} and of 4; got {width}")
-        self.patch = patch
-        self.channels, self.size, self.num_classes, self.null_label = channels, size, num_classes, num_classes
+        self.channels, self.size, self.sides, self.patch = channels, size, sides, patch
 
-        self.inputs = nn.Linear(channels * patch**2, width)
-        self.register_buffer("positions", positions(size // patch, width), persistent=False)
+        self.inputs = nn.Linear(channels * patch ** len(sides), width)
+        self.register_buffer("positions", positions([side // patch for side in sides], width), persistent=False)
         self.time = TimeNetwork(256, width)
         self.label = None if num_classes is None else LabelEmbedding(num_classes, width)
-        self.blocks = nn.ModuleList(Block(width, heads, expansion) for _ in range(depth))
+        self.vector = None if condition_dim is None else VectorEmbedding(condition_dim, width)
+        self.blocks = nn.ModuleList(Block(width, heads, expansion, context_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(width, 2 * width)
-        self.outputs = nn.Linear(width, channels * patch**2)
+        self.outputs = nn.Linear(width, channels * patch ** len(sides))
         for layer in (self.modulation, self.outputs):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
-        if x.dim() != 4 or x.shape[1:] != (self.channels, self.size, self.size):
-            raise ValueError(f"x: expected shape (B, {self.channels}, {self.size}, {self.size}); got {tuple(x.shape)}")
-        check_dtype(x, self.inputs.weight)
-        embedding = self.time(batch_of_times(t, x), x.dtype)
-        if self.label is not None:
-            embedding = embedding + self.label(y, x.shape[0])
-        elif y is not None:
-            raise ValueError("y: expected None, since this model was built without num_classes; got labels")
-        embedding = F.silu(embedding)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample that it was built for."""
+        return (self.channels, *self.sides)
 
-        patches = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
-        h = self.inputs(patches) + self.positions.to(patches.dtype)
+    def forward(self, x: Tensor, t: Tensor | float, y: Condition = None) -> Tensor:
+        check_grid(x, self.channels, self.sides, self.patch)
+        check_dtype(x, self.inputs.weight)
+        embedding, given = self.time(batch_of_times(t, x), x.dtype), self.parts(y)
+        if self.label is not None:
+            embedding = embedding + self.label(given.get("label"), x.shape[0])
+        if self.vector is not None:
+            embedding = embedding + self.vector(given.get("vector"), x)
+        embedding, context = F.silu(embedding), given.get("context")
+
+        squares = patches(x, self.patch)
+        sequence = squares.flatten(2).transpose(1, 2)
+        h = self.inputs(sequence) + self._places(squares).to(sequence.dtype)
         for block in self.blocks:
-            h = block(h, embedding)
+            h = block(h, embedding, context)
         scale, shift = self.modulation(embedding)[:, None].chunk(2, dim=2)
         h = self.outputs(self.norm(h) * (1 + scale) + shift)
-        side = self.size // self.patch
-        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, (side, side)), self.patch)
+        return unpatched(h.transpose(1, 2).unflatten(2, squares.shape[2:]), self.patch)
+
+    def _places(self, squares: Tensor) -> Tensor:
+        """The positions of the patches, also for samples of other sides than the network was built for."""
+        sides = squares.shape[2:]
+        if sides == tuple(side // self.patch for side in self.sides):
+            return self.positions
+        return positions(sides, self.positions.shape[1]).to(squares.device)

@@ -90,16 +90,21 @@ class LabelEmbedding(nn.Embedding):
     def __init__(self, num_classes: int, dim: int):
         validate.positive_int("num_classes", num_classes)
         super().__init__(num_classes + 1, dim)
-        self.null_label = num_classes
+        self.null = num_classes
 
     def forward(self, y: Tensor | None, batch: int) -> Tensor:  # type: ignore[override]
-        """y: (B,) labels, or None for the null label everywhere -> (B, dim)."""
+        """y: (B,) labels, -1 where there is none; or None, where there are none at all -> (B, dim)."""
         if y is None:
-            return self.weight[self.null_label].expand(batch, -1)
-        if y.dtype in (torch.uint8, torch.int8, torch.int16):  # MNIST's are uint8, which embeddings reject
+            return self.weight[self.null].expand(batch, -1)
+        if y.dtype in (
+            torch.uint8,
+            torch.int8,
+            torch.int16,
+            torch.uint16,
+        ):  # MNIST's are uint8, which embeddings reject
             y = y.long()
-        validate.labels("y", y, batch, classes=self.null_label + 1)
-        return super().forward(y)
+        validate.labels("y", y, batch, classes=self.null + 1, missing=-1)
+        return super().forward(torch.where(y < 0, self.null, y))
 
 
 def check_dtype(x: Tensor, weight: Tensor) -> None:

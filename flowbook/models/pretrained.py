@@ -6,6 +6,7 @@ downloaded.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowbook._core import validate
+from flowbook.condition import TrainedOn, remember, trained_on
 from flowbook.models.building import build, describe
 from flowbook.models.classifier import Classifier
 
@@ -106,7 +108,9 @@ def export(model: nn.Module, path: str | Path, **notes: Any) -> Path:
             raise ValueError(f"model: expected parameters in the range of half precision; got larger ones in {name}")
         tensors[name] = half.cpu().contiguous()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"model": json.dumps(description), "notes": json.dumps(notes)})
+    trained = trained_on(model)
+    told = {"model": description, "notes": notes, "trained_on": trained and dataclasses.asdict(trained)}
+    save_file(tensors, path, metadata={name: json.dumps(value) for name, value in told.items()})
     return Path(path)
 
 
@@ -120,9 +124,11 @@ def read_exported(path: str | Path) -> nn.Module:
         raise FileNotFoundError(f"path: {path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            description = json.loads((file.metadata() or {})["model"])
+            told = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            description, trained = told["model"], told["trained_on"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model = build(description["name"], **description["arguments"])
+        remember(model, trained and TrainedOn(**trained))
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"path: {path} is damaged or was not written by flowbook: {error!r}") from error

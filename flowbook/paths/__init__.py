@@ -9,23 +9,35 @@ and its time derivative is the regression target of flow matching. The same four
 into each of the others: :meth:`Path.convert`.
 """
 
+from flowbook.paths.change import ChangedPath, change_path
 from flowbook.paths.conversion import ConvertedVelocity, as_velocity, path_of
+from flowbook.paths.noise_level import crossing, karras_grid, time_of_noise
 from flowbook.paths.path import QUANTITIES, SINGULAR_MARGIN, Path, Quantity
 from flowbook.paths.retiming import Retimed, RetimedPath, retimed
-from flowbook.paths.standard import CosinePath, LinearPath, VPPath
+from flowbook.paths.source import Normal, log_normal
+from flowbook.paths.standard import CosinePath, LinearPath, SubVPPath, VEPath, VPPath
 
 __all__ = [
     "QUANTITIES",
     "SINGULAR_MARGIN",
+    "ChangedPath",
     "ConvertedVelocity",
     "CosinePath",
     "LinearPath",
+    "Normal",
     "Path",
     "Quantity",
     "Retimed",
     "RetimedPath",
+    "SubVPPath",
+    "VEPath",
     "VPPath",
     "as_velocity",
+    "change_path",
+    "crossing",
+    "karras_grid",
+    "log_normal",
     "path_of",
     "retimed",
+    "time_of_noise",
 ]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook.condition import Condition
 from flowbook.paths.path import QUANTITIES, Path, Quantity
 from flowbook.paths.retiming import Retimed, RetimedPath
 from flowbook.paths.standard import LinearPath
-from flowbook.velocity import Velocity, Wrapper, call, unwrapped
+from flowbook.velocity import Velocity, Wrapper, call, inside, unwrapped
 
 
 class ConvertedVelocity(Wrapper):
@@ -23,13 +25,13 @@ class ConvertedVelocity(Wrapper):
         super().__init__()
         self.model, self.path, self.prediction = model, path, prediction
 
-    def predict(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, y: Condition) -> Tensor:
         """The model's prediction at state x and time t."""
         return call(self.model, x, t, y)
 
-    def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, y: Condition = None) -> Tensor:
         validate.time("t", t, len(x))
-        low, high = self.path.t_range
+        low, high = (0.0, 1.0) if self.prediction == "velocity" else self.path.t_range
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).clamp(low, high)
         return self.path.convert(self.predict(x, t, y), x, t, source=self.prediction, target="velocity")
 
@@ -55,19 +57,20 @@ def as_velocity(model: Callable[..., Tensor], path: Path, prediction: Quantity =
 
 
 def path_of(velocity: Velocity) -> Path:
-    """The path of a velocity made by conversion, also behind guidance, retiming or torch's wrappers.
+    """The path of a velocity that has one (``velocity.path``), also behind guidance, retiming or torch's wrappers.
 
-    For every other velocity it is LinearPath().
+    Velocities made by conversion and by :mod:`flowbook.adapters` have one. For every other velocity it is LinearPath().
 
     Example:
         >>> from flowbook.paths import CosinePath
         >>> path_of(as_velocity(lambda x, t, y=None: x, CosinePath())), path_of(lambda x, t, y=None: x)
         (CosinePath(), LinearPath(sigma_min=0.0))
     """
-    while not isinstance(velocity := unwrapped(velocity), ConvertedVelocity):
-        if isinstance(velocity, Retimed):
-            return RetimedPath(path_of(velocity.velocity), velocity.power)
-        if getattr(velocity, "velocity", None) is None:
-            return LinearPath()
-        velocity = velocity.velocity  # the inner velocity of guidance
-    return velocity.path
+    model: Any = velocity
+    while (model := unwrapped(model)) is not None:
+        if isinstance(path := getattr(model, "path", None), Path):
+            return path
+        if isinstance(model, Retimed):
+            return RetimedPath(path_of(model.velocity), model.power)
+        model = getattr(model, "velocity", None) if inside(model) is None else inside(model)
+    return LinearPath()

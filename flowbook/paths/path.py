@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from flowbook._core import validate
 from flowbook._core.times import per_sample
+from flowbook.paths.source import Normal
 
 Quantity = Literal["noise", "data", "score", "velocity", "v"]
 """What a model predicts. "velocity" is dx/dt, and "v" the combination of noise and data of Salimans and Ho (2022)."""
@@ -41,6 +43,21 @@ class Path(ABC):
     @abstractmethod
     def t_range(self) -> tuple[float, float]:
         """The time interval on which every conversion is regular."""
+
+    @property
+    def source_std(self) -> float:
+        """The standard deviation of the noise from which sampling starts, the state at t = 0."""
+        return 1.0
+
+    def source(self, shape: Sequence[int]) -> Normal:
+        """The distribution from which sampling starts, for samples of a shape.
+
+        Example:
+            >>> from flowbook.paths import VEPath
+            >>> VEPath().source((3, 8, 8))
+            Normal(shape=(3, 8, 8), std=80.0)
+        """
+        return Normal(tuple(shape), self.source_std)
 
     @property
     def last_velocity_time(self) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook.condition import Condition
 from flowbook.paths.path import SINGULAR_MARGIN, Path
 from flowbook.velocity import Velocity, Wrapper, call
 
@@ -31,6 +32,10 @@ class RetimedPath(Path):
     def t_range(self) -> tuple[float, float]:
         first, last = (1 - (1 - t) ** (1 / self.power) for t in self.path.t_range)
         return first, min(last, 1 - SINGULAR_MARGIN)  # at u = 1 the flow stands still
+
+    @property
+    def source_std(self) -> float:
+        return self.path.source_std
 
     def alpha(self, t: Tensor | float) -> Tensor:
         return self.path.alpha(self._inner(t)[0])
@@ -58,7 +63,7 @@ class Retimed(Wrapper):
         super().__init__()
         self.velocity, self.power = velocity, power
 
-    def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, y: Condition = None) -> Tensor:
         validate.time("t", t, len(x))
         left = 1 - torch.as_tensor(t, dtype=x.dtype, device=x.device).clamp(0, 1)
         v = call(self.velocity, x, 1 - left**self.power, y)

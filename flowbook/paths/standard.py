@@ -1,4 +1,4 @@
-"""The standard paths: the straight line, the quarter circle and the variance-preserving SDE."""
+"""The standard paths: the straight line, the quarter circle, and those of the three SDEs of Song et al. (2021)."""
 
 from __future__ import annotations
 
@@ -153,3 +153,110 @@ class VPPath(Path):
 
     def _velocity_to_score(self, v: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         return self.alpha(t) * v / self.alpha_dot(t) - xt
+
+
+@dataclass(frozen=True)
+class SubVPPath(Path):
+    r"""The sub-VP SDE of Song et al. (2021, equation 29), with their time :math:`s = 1 - t`.
+
+    Its alpha is that of :class:`VPPath`, and :math:`\sigma = 1 - \alpha^2`, the square of VPPath's: less noise than
+    there, and a velocity that is finite up to t = 1.
+
+    Example:
+        >>> path = SubVPPath()
+        >>> round(float(path.alpha(0.5) ** 2 + path.sigma(0.5)), 6)
+        1.0
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        VPPath(self.beta_min, self.beta_max)  # raises for invalid values
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return 0.0, 1.0 - SINGULAR_MARGIN
+
+    @property
+    def _vp(self) -> VPPath:
+        return VPPath(self.beta_min, self.beta_max)
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        return self._vp.alpha(t)
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return self._vp.sigma(t) ** 2
+
+    def alpha_dot(self, t: Tensor | float) -> Tensor:
+        return self._vp.alpha_dot(t)
+
+    def sigma_dot(self, t: Tensor | float) -> Tensor:
+        return -2.0 * self.alpha(t) * self.alpha_dot(t)
+
+
+@dataclass(frozen=True)
+class VEPath(Path):
+    r"""Noise added to unchanged data: :math:`\alpha = 1`, and sigma falls from ``sigma_max`` to ``sigma_min``.
+
+    .. math:: \sigma = \big((1 - t)\, \sigma_{\max}^{1/\rho} + t\, \sigma_{\min}^{1/\rho}\big)^\rho
+
+    The path of EDM and of the VE SDE. Its state at t = 0 is noise of standard deviation ``sigma_max``, from which
+    sampling starts: ``path.source(shape)``. At t = 1 the small noise ``sigma_min`` is left.
+
+    Args:
+        sigma_min, sigma_max: the noise levels at t = 1 and t = 0; EDM's by default (Karras et al. 2022, table 1).
+        rho: equal steps of t are EDM's steps for 7 (their equation 5), and equal steps of sigma for 1; for ``math.inf``
+            sigma is geometric, as in the VE SDE (Song et al. 2021, equation 30 in continuous time).
+
+    Example:
+        >>> [round(sigma, 3) for sigma in VEPath().sigma(torch.tensor([0.0, 0.5, 1.0])).tolist()]
+        [80.0, 2.515, 0.002]
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        validate.number("sigma_max", self.sigma_max, 0, math.inf, low_open=True, high_open=True)
+        validate.number("sigma_min", self.sigma_min, 0, self.sigma_max, high_open=True)
+        validate.number("rho", self.rho, 0, math.inf, low_open=True)
+        if self.sigma_min == 0 and self.rho == math.inf:
+            raise ValueError("sigma_min: expected a positive number with rho=inf, where sigma is geometric; got 0")
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        return 0.0, 1.0 if self.sigma_min > 0 else 1.0 - SINGULAR_MARGIN
+
+    @property
+    def source_std(self) -> float:
+        return float(self.sigma_max)
+
+    @property
+    def _slope(self) -> float:
+        """The derivative of sigma^(1 / rho), or of log sigma."""
+        if self.rho == math.inf:
+            return math.log(self.sigma_min / self.sigma_max)
+        return self.sigma_min ** (1 / self.rho) - self.sigma_max ** (1 / self.rho)
+
+    def _root(self, t: Tensor | float) -> Tensor:
+        """sigma^(1 / rho)."""
+        t = tensor_of(t)
+        return (1.0 - t) * self.sigma_max ** (1 / self.rho) + t * self.sigma_min ** (1 / self.rho)
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        return torch.ones_like(tensor_of(t))
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        if self.rho == math.inf:
+            return self.sigma_max * torch.exp(self._slope * tensor_of(t))
+        return self._root(t) ** self.rho
+
+    def alpha_dot(self, t: Tensor | float) -> Tensor:
+        return torch.zeros_like(tensor_of(t))
+
+    def sigma_dot(self, t: Tensor | float) -> Tensor:
+        if self.rho == math.inf:
+            return self._slope * self.sigma(t)
+        return self.rho * self._slope * self._root(t) ** (self.rho - 1)

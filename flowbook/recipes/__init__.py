@@ -4,7 +4,7 @@
     data: {name: mnist}                                            # a function of flowbook.data and its arguments;
                                                                    # levels: 256 dequantizes anew in each batch; or
                                                                    # {name: pairs, root: FOLDER}, for Reflow
-    loss: {name: flow_matching, label_dropout: 0.1}                # or reflow, diffusion, maximum_likelihood; or
+    loss: {name: flow_matching, condition_dropout: 0.1}                # or reflow, diffusion, maximum_likelihood; or
                                                                    # cross_entropy, for a classifier
     init: {checkpoint: mnist}                                      # optional: the parameters to start from
     coupling: {name: independent}                                  # optional

@@ -100,7 +100,7 @@ def sample_shape(model: Any) -> tuple[int, ...]:
         >>> sample_shape(models.UNet(1, 8, width=8, multipliers=(1, 2)))
         (1, 8, 8)
     """
-    return (model.dim,) if isinstance(model, models.MLP) else (model.channels, model.size, model.size)
+    return tuple(model.shape)
 
 
 def build_model(recipe: Recipe) -> nn.Module:
@@ -151,7 +151,7 @@ def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Ten
     options = {"solver": "midpoint:steps=20", "guidance": 1.0, **recipe["preview"]}
     validate.finite("preview.guidance", options["guidance"])
     solver = Solver.parse(options["solver"])
-    if not hasattr(model, "size"):
+    if len(getattr(model, "shape", ())) != 3:
         raise ValueError(f"preview: expected a model of images; got {recipe['model']['name']}")
     classes: int | None = getattr(model, "num_classes", None)
     shape = sample_shape(model)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowbook import models
 from flowbook._core import keyed, validate
@@ -22,6 +23,8 @@ from flowbook.training.optimizer import make_optimizer
 from flowbook.training.precision import Precision, choose_device
 
 PARTS = ("forward", "backward", "optimizer", "ema")
+TOKENS = 77
+"""The tokens of a context, as many as a prompt of CLIP has."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,7 @@ class _Steps:
         if len(shape) == 3:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.x1 = torch.randn(config.batch_size, *shape, device=self.device)
-        y = None
-        if model.null_label is not None:
-            y = torch.randint(model.null_label, (len(self.x1),), device=self.device)
+        y = _condition(model, len(self.x1), self.device)
         x0 = torch.randn_like(self.x1) if recipe["loss"]["name"] == "reflow" else None
         self.batch: Any = (self.x1, y) if x0 is None else (x0, self.x1, y)
         self.trained = torch.compile(self.model) if config.compile else self.model
@@ -174,6 +175,17 @@ class _Steps:
         name = torch.cuda.get_device_name(self.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
         compiled = ", compiled" if self.config.compile else ""
         return f"{name}; torch {torch.__version__}; {self.precision}{compiled}"
+
+
+def _condition(model: Any, n: int, device: torch.device) -> Any:
+    """A condition of every kind that a network of this package takes, or None."""
+    made: dict[str, Callable[[], Tensor]] = {
+        "label": lambda: torch.randint(model.num_classes, (n,), device=device),
+        "vector": lambda: torch.randn(n, model.condition_dim, device=device),
+        "context": lambda: torch.randn(n, TOKENS, model.context_dim, device=device),
+    }
+    y = {kind: made[kind]() for kind in model.kinds}
+    return y.get(model.kinds[0]) if len(y) == 1 else y or None
 
 
 class _Context(StepContext):

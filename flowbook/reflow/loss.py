@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from flowbook._core import keyed, validate
+from flowbook.condition import Condition, check_condition
 from flowbook.data import labels_of, unpack
-from flowbook.velocity import Velocity, call, null_label_of
+from flowbook.velocity import Velocity, call
 
 Times = Literal["uniform", "t0", "t1"]
 """The times at which a batch is trained; an integer k means k evenly spaced times."""
@@ -72,7 +73,7 @@ def reflow_loss(
     x0: Tensor | None,
     x1: Tensor,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     times: Times | int = "uniform",
     distance: Distance = "l2",
     reduce_mean: bool = True,
@@ -86,7 +87,7 @@ def reflow_loss(
         x0: noise, shape (B, ...); from row n of it the teacher generated row n of x1; None draws fresh noise,
             which is flow matching (Reflow off).
         x1: data, shape (B, ...).
-        y: the labels that the pairs were generated with, shape (B,).
+        y: the condition that the pairs were generated with.
         times: as in :func:`reflow_times`.
         distance: "l2", of the velocity from x1 - x0; "lpips", the perceptual distance of x0 + v, the student's single
             step, from x1; or "lpips+l2", their sum.
@@ -110,8 +111,7 @@ def reflow_loss(
     if x0 is None:
         x0 = keyed.randn_like(x1)
     validate.same_shape("x0", x0, "x1", x1)
-    if y is not None:
-        validate.labels("y", y, len(x1))
+    check_condition("y", y, len(x1), velocity)
     t = reflow_times(times, len(x1), eps=eps, like=x1)
     column = t.reshape(-1, *[1] * (x1.dim() - 1))
     v = call(velocity, column * x1 + (1 - column) * x0, t, y)
@@ -170,6 +170,8 @@ class Reflow:
         tensor(0.)
     """
 
+    condition_dropout: ClassVar[float] = 0.0
+
     times: Times | int = "uniform"
     distance: Distance = "l2"
     reduce_mean: bool = True
@@ -180,10 +182,10 @@ class Reflow:
         check_options(self.times, self.distance, self.reduce_mean, self.perceptual, self.eps)
 
     def check(self, network: nn.Module, data: Any) -> None:
-        """Raise for labels of pairs that the network does not have; the null label, which a teacher may use, is one."""
-        y, null_label = getattr(data, "labels", labels_of(data)), null_label_of(network)
+        """Raise for labels of pairs that the network does not have; its null, which a teacher may use, it has."""
+        y = getattr(data, "labels", labels_of(data))
         if isinstance(y, Tensor):
-            validate.labels("y", y, len(y), classes=None if null_label is None else null_label + 1)
+            check_condition("y", y, len(y), network)
 
     def __call__(self, velocity: Velocity, batch: Any) -> Tensor:
         x0, x1, y = unpack(batch)

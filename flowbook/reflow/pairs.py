@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flowbook._core.fields import set_fields
 from flowbook._core.shard_folder import ShardFolder
 from flowbook._core.shards import Shards
+from flowbook._core.tree import map_condition, stored_dtype
+from flowbook.condition import Condition, rows_of
 from flowbook.data import GenerationOptions, Source
 from flowbook.data.generated_images import split_options
-from flowbook.data.generation import as_labels, as_source, generate, generation
+from flowbook.data.generation import as_condition, as_source, generate, generation
 from flowbook.solvers import Solver, SolverOptions, as_solver, sample
 from flowbook.velocity import Velocity, device_of
 
@@ -30,11 +31,11 @@ class PairFolder(ShardFolder):
     maker: ClassVar[str] = "generate_pairs"
 
     def arrays(self, rows: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
-        ends = (np.dtype(self.settings["dtype"]), (rows, *self.settings["shape"]))
-        return {"x0": ends, "x1": ends, **self.label_array(rows)}
+        ends = (stored_dtype(self.settings["dtype"]), (rows, *self.settings["shape"]))
+        return {"x0": ends, "x1": ends, **self.condition_arrays(rows)}
 
-    def kept(self, x0: Tensor, x1: Tensor, y: Tensor | None) -> dict[str, Tensor | None]:
-        return {"x0": x0, "x1": x1, "y": y}
+    def kept(self, x0: Tensor, x1: Tensor) -> dict[str, Tensor]:
+        return {"x0": x0, "x1": x1}
 
 
 def generate_pairs(
@@ -43,7 +44,7 @@ def generate_pairs(
     n: int,
     out: str | Path,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     seed: int = 0,
     **options: Unpack[GenerationOptions],
 ) -> PairDataset:
@@ -59,7 +60,7 @@ def generate_pairs(
             ``.sample(n, generator)``.
         n: number of pairs.
         out: the folder.
-        y: a label for each pair, shape (n,), stored with it.
+        y: the condition of each pair, n rows of any shape and dtype, stored with it.
         seed: the seed of the noise.
         options: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields, by default dopri5. Pairs are only as
             accurate as the solver; an adaptive method's steps depend on the whole batch. In addition ``batch_size``
@@ -105,15 +106,15 @@ class PairDataset(Shards):
 
     _folder_class = PairFolder
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Any]:
         """One pair (x0, x1, y)."""
         x0, x1, y = self.batch(torch.tensor([index]))
-        return x0[0], x1[0], None if y is None else y[0]
+        return x0[0], x1[0], map_condition(lambda part: part[0], y)
 
-    def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The pairs at the given indices: x0 and x1 of shape (B, ...), y (B,) or None."""
-        x0, x1, *y = self._rows(indices)
-        return x0, x1, y[0] if y else None
+    def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor, Any]:
+        """The pairs at the given indices: x0 and x1 of shape (B, ...), and their condition or None."""
+        rows = self._rows(indices)
+        return rows["x0"], rows["x1"], self._condition(rows)
 
 
 @dataclass(frozen=True, init=False)
@@ -125,8 +126,8 @@ class OnlinePairs:
     Args:
         velocity: the teacher, as in :func:`generate_pairs`.
         source: a shape, or an object with ``.sample(n, generator)``.
-        y: labels to draw from, shape (N,), uniformly with replacement, such as those of the data. None samples without
-            labels.
+        y: conditions to draw from, N rows, uniformly with replacement, such as the labels of the data. None samples
+            without a condition.
         options: a :class:`~flowbook.solvers.Solver` as ``solver``, or its fields.
 
     Example:
@@ -138,24 +139,30 @@ class OnlinePairs:
 
     velocity: Velocity
     source: Source
-    y: Tensor | None
+    y: Condition
     solver: Solver
 
     def __init__(
         self,
         velocity: Velocity,
         source: Source | Sequence[int],
-        y: Tensor | None = None,
+        y: Condition = None,
         **options: Unpack[SolverOptions],
     ):
-        labels = None if y is None else as_labels(y, len(y), velocity)
-        set_fields(self, velocity=velocity, source=as_source(source), y=labels, solver=as_solver(options))
+        set_fields(
+            self,
+            velocity=velocity,
+            source=as_source(source, velocity),
+            y=as_condition(y, velocity),
+            solver=as_solver(options),
+        )
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Any]:
         """A batch (x0, x1, y), on the teacher's device."""
         device = device_of(self.velocity)
         x0 = self.source.sample(n, generator=generator).to(device)
         y = None
         if self.y is not None:
-            y = self.y[torch.randint(len(self.y), (n,), generator=generator)].to(device)
+            drawn = torch.randint(rows_of(self.y), (n,), generator=generator)
+            y = map_condition(lambda part: part[drawn].to(device), self.y)
         return x0, sample(self.velocity, x0, y=y, solver=self.solver).x, y

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from flowbook._core import keyed, validate
+from flowbook.condition import Condition
 from flowbook.data import GenerationOptions, Source
 from flowbook.reflow.loss import Distance, Perceptual, Reflow, Times
 from flowbook.reflow.pairs import generate_pairs
@@ -23,7 +24,7 @@ class RoundOptions(GenerationOptions, total=False):
     """The options for the pairs of a round, as in :func:`~flowbook.reflow.generate_pairs`."""
 
     n: int
-    y: Tensor | None
+    y: Condition
     seed: int
 
 
@@ -137,13 +138,13 @@ def _trainable(velocity: nn.Module) -> nn.Module:
     return copy.deepcopy(velocity).requires_grad_(True)
 
 
-def encode(velocity: Velocity, x1: Tensor, *, y: Tensor | None = None) -> Tensor:
+def encode(velocity: Velocity, x1: Tensor, *, y: Condition = None) -> Tensor:
     """Map data to noise in one evaluation, ``x1 - v(x1, 1)``: for a velocity trained with ``times="t1"``.
 
     Args:
         velocity: ``v(x, t, y=None)``.
         x1: data, shape (B, ...).
-        y: labels, shape (B,).
+        y: the condition, or None.
 
     Example:
         >>> encode(lambda x, t: torch.ones_like(x), torch.zeros(1, 2))

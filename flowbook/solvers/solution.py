@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowbook._core import validate
 from flowbook._core.times import working_dtype
+from flowbook.condition import Condition, check_condition, warn_untrained
 from flowbook.solvers.adaptive import solve_adaptive
 from flowbook.solvers.fixed import FIXED, solve_fixed
 from flowbook.solvers.solver import Solver, SolverOptions, as_solver, ending_at, ordered_times
@@ -44,7 +45,7 @@ def solve(
     t0: float = 0.0,
     t1: float = 1.0,
     *,
-    y: Tensor | None = None,
+    y: Condition = None,
     save_at: Sequence[float] | Tensor | None = None,
     differentiable: bool = False,
     **solver: Unpack[SolverOptions],
@@ -59,7 +60,7 @@ def solve(
             restored afterwards.
         x: the state at t0, shape (B, ...), floating point and finite.
         t0, t1: times in [0, 1]; 0 is noise and 1 is data.
-        y: labels, shape (B,), passed on to the velocity.
+        y: the condition, passed on to the velocity; None calls it without one.
         save_at: times from t0 to t1, in order, at which the state is kept. They change neither the steps nor x: between
             two steps the state is interpolated, by a method's continuous extension (euler to first order, heun and
             midpoint to second, rk4 and ab3 to third) or by torchdiffeq's quartic, which for dopri5 is accurate to about
@@ -108,7 +109,7 @@ def solve(
     )
 
 
-def sample(velocity: Velocity, x0: Tensor, *, y: Tensor | None = None, **options: Unpack[SolveOptions]) -> Solution:
+def sample(velocity: Velocity, x0: Tensor, *, y: Condition = None, **options: Unpack[SolveOptions]) -> Solution:
     """Noise to data: :func:`solve` from 0 to 1, with the same options.
 
     Example:
@@ -129,7 +130,7 @@ def refuse(options: Any, names: Sequence[str], reason: str) -> None:
 class _Field:
     """The velocity as a function of state and time that counts its calls; the network sees the caller's dtype."""
 
-    def __init__(self, velocity: Velocity, y: Tensor | None, dtype: torch.dtype):
+    def __init__(self, velocity: Velocity, y: Condition, dtype: torch.dtype):
         self.velocity, self.y, self.dtype = velocity, y, dtype
         self.calls = 0
 
@@ -141,14 +142,14 @@ class _Field:
         return v.to(state.dtype)
 
 
-def _check(velocity: Velocity, x: Tensor, t0: float, t1: float, y: Tensor | None) -> None:
+def _check(velocity: Velocity, x: Tensor, t0: float, t1: float, y: Condition) -> None:
     if not callable(velocity):
         raise TypeError(f"velocity: expected a callable v(x, t, y=None); got {type(velocity).__name__}")
     validate.float_tensor("x", x, min_dim=1, finite=True)
     for name, t in (("t0", t0), ("t1", t1)):
         validate.number(name, t, -validate.TIME_SLACK, 1 + validate.TIME_SLACK)
-    if y is not None:
-        validate.labels("y", y, len(x))
+    check_condition("y", y, len(x), velocity)
+    warn_untrained(velocity, y, stacklevel=3)
 
 
 def _check_finite(x: Tensor, solver: Solver, steps: int) -> None:

@@ -7,16 +7,16 @@ processes share it: process r of R takes rows ``r B/R`` to ``(r + 1) B/R`` of th
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from flowbook._core import keyed, validate
-from flowbook.data import Batch, is_tensors, map_batch, to_device, unpack
+from flowbook.data import Batch, is_tensors, map_batch, parts_of, to_device, unpack
 
 
 @runtime_checkable
@@ -102,17 +102,13 @@ def batches(data: Any, plan: Plan) -> Iterator[Batch]:
 def check(data: Any, name: str = "data") -> None:
     """Raise for data from which no batches can be made."""
     if is_tensors(data):
-        parts = [part for part in unpack(data) if part is not None]
-        if not all(isinstance(part, Tensor) for part in parts):
-            raise TypeError(
-                f"{name}: expected tensors (and None for missing labels); got {[type(p).__name__ for p in parts]}"
-            )
-        if any(part.dim() == 0 for part in parts) or not all(len(part) for part in parts):
-            raise ValueError(
-                f"{name}: expected at least one sample; got empty or 0-d tensors, {[tuple(p.shape) for p in parts]}"
-            )
-        if len({len(part) for part in parts}) != 1:
-            raise ValueError(f"{name}: expected parts of equal length; got {[len(part) for part in parts]}")
+        parts = parts_of(data)
+        if any(part.dim() == 0 for part in parts.values()) or not all(len(part) for part in parts.values()):
+            shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+            raise ValueError(f"{name}: expected at least one sample; got empty or 0-d tensors, {shapes}")
+        lengths = {part: len(tensor) for part, tensor in parts.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"{name}: expected parts of equal length; got {lengths}")
     elif isinstance(data, Indexed):
         return
     elif isinstance(data, Dataset):
@@ -183,12 +179,22 @@ def _from_dataset(data: Dataset[Any], plan: Plan) -> Iterator[Batch]:
     order = EpochOrder(len(data), plan.batch_size, plan.seed)  # type: ignore[arg-type]
     loader: Iterable[Any] = DataLoader(
         _Seeded(data), batch_sampler=_BatchIndices(order, plan.steps, plan.share), num_workers=plan.workers,
-        pin_memory=plan.device.type == "cuda", worker_init_fn=_stay,
+        pin_memory=plan.device.type == "cuda", worker_init_fn=_stay, collate_fn=_together,
     )  # fmt: skip
     for batch in loader:
-        parts = [batch] if isinstance(batch, Tensor) else list(batch)
-        moved = tuple(part.to(plan.device, non_blocking=True) for part in parts)
-        yield moved[0] if len(moved) == 1 else moved
+        yield map_batch(lambda part: part.to(plan.device, non_blocking=True), batch)
+
+
+def _together(items: list[Any]) -> Any:
+    """The items of a batch as tensors with the batch first; what is None in all of them stays None."""
+    first = items[0]
+    if all(item is None for item in items):
+        return None
+    if isinstance(first, Mapping):
+        return {key: _together([item[key] for item in items]) for key in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(_together(list(parts)) for parts in zip(*items, strict=True))
+    return default_collate(items)
 
 
 def _stay(worker: int) -> None:

@@ -13,6 +13,7 @@ the previous ones intact. Reading one executes no code from it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from flowbook._core import validate
 from flowbook._core.files import flush
+from flowbook.condition import TrainedOn
 from flowbook.training.sharding import like
 
 PATIENCE = 20.0
@@ -52,6 +54,7 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     ingredients: dict[str, str | None] | None = None  # short descriptions of loss, coupling and data
     loss: dict[str, Any] | None = None  # {"class": ..., "arguments": {...}} of a loss that defines the velocity
+    trained_on: TrainedOn | None = None
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -66,6 +69,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         save_file(_contiguous(checkpoint.ema), temporary / "ema.safetensors")
         save_file(_contiguous(checkpoint.optimizer), temporary / "optimizer.safetensors")
         state = {"format": FORMAT} | {name: getattr(checkpoint, name) for name in STATE}
+        state["trained_on"] = checkpoint.trained_on and dataclasses.asdict(checkpoint.trained_on)
         state["torch"] = torch.__version__
         (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
         for name in FILES:
@@ -113,12 +117,14 @@ def read(path: Path) -> Checkpoint:
         state = json.loads((path / "state.json").read_text())
         said = {name: state[name] for name in STATE}
         _check_state(state["format"], said)
+        trained = state["trained_on"] and TrainedOn(**state["trained_on"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"checkpoint: {path / 'state.json'} is damaged or was written by another program: {error!r}"
         ) from error
     return Checkpoint(
         **said,
+        trained_on=trained,
         weights=_load_tensors(path / "weights.safetensors"),
         ema=_load_tensors(path / "ema.safetensors"),
         optimizer=_load_tensors(path / "optimizer.safetensors"),

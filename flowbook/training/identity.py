@@ -15,7 +15,7 @@ from flowbook import models
 from flowbook._core.digest import digest
 from flowbook.analytic import GaussianMixture
 from flowbook.couplings import Coupling
-from flowbook.data import is_tensors, unpack
+from flowbook.data import is_tensors, parts_of
 from flowbook.training import checkpoint
 from flowbook.training.checkpoint import Checkpoint
 from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
@@ -140,6 +140,6 @@ def _of(part: Any) -> str | None:
 
 def _of_data(data: Any) -> str:
     if is_tensors(data):
-        return " and ".join(f"{tuple(part.shape)}" for part in unpack(data) if part is not None)
+        return " and ".join(f"{tuple(part.shape)}" for part in parts_of(data).values())
     name = getattr(data, "name", None)
     return type(data).__name__ + (f" {name}" if isinstance(name, str) else "")

@@ -10,6 +10,7 @@ from torch import nn
 
 from flowbook import models
 from flowbook._core import validate
+from flowbook.condition import remember
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.loss import CompleteLoss, Loss
 
@@ -64,6 +65,7 @@ def _from_checkpoint(path: Path, model: nn.Module | None, loss: Loss | None) -> 
         raise ValueError(f"checkpoint: the parameters of {path} do not fit the model: {error}") from error
     if loss is None and stored.loss is not None:
         loss = _stored_loss(path, stored.loss["class"], stored.loss["arguments"])
+    remember(model, stored.trained_on)
     return (model if loss is None else CompleteLoss(loss).velocity(model)).eval()
 
 

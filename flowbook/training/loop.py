@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from flowbook import models
 from flowbook._core import keyed
+from flowbook.condition import remember, trained_on
 from flowbook.couplings import Coupling, couple_ahead
 from flowbook.data import Batch, map_batch
 from flowbook.training import batches, identity, sharding
@@ -40,7 +41,7 @@ from flowbook.training.precision import Precision
 from flowbook.training.preemption import Listener
 from flowbook.training.processes import Processes
 from flowbook.training.step import train_step
-from flowbook.training.trial import try_out
+from flowbook.training.trial import try_out, what_it_learns
 from flowbook.training.validation import validation_loss
 from flowbook.velocity import evaluating
 
@@ -250,7 +251,7 @@ class Run:
         if coupling is not None:  # of whole batches: partners may lie in another process's share
             # Not the seed of the loss, with which the noise and the times would come from the same random bits.
             noisy = batches.with_noise(stream, seed=keyed.mix(self.config.seed, 4), first_step=self.first)
-            stream = (map_batch(lambda x: x[self.share], batch) for batch in couple_ahead(noisy, coupling))  # type: ignore[arg-type]
+            stream = (map_batch(lambda x: x[self.share], batch) for batch in couple_ahead(noisy, coupling))
         first = list(itertools.islice(stream, 1))
         for batch in first:
             self._try_out(batch)
@@ -259,6 +260,8 @@ class Run:
     def _try_out(self, batch: Batch) -> None:
         if not self.loss.trains_velocity:
             return None
+        for network in (self.model, self.ema.model):
+            remember(network, what_it_learns(network, self.loss, batch, self.arguments.data))
         preview = None if self.sharded else self.arguments.preview
         try:
             return try_out(self.loss.velocity(self.live), batch, self.precision, preview)
@@ -340,7 +343,7 @@ class Run:
                 stored = checkpoints.Checkpoint(
                     step=self.step, config=self.config.as_dict(), model=models.describe(self.model),
                     recipe=self.arguments.recipe, ingredients=self.identity.ingredients, loss=self.loss.describe(),
-                    **tensors,
+                    trained_on=trained_on(self.model), **tensors,
                 )  # fmt: skip
                 checkpoints.save(self.folder / "checkpoints", stored)
                 checkpoints.prune(self.folder / "checkpoints", self.config.keep_checkpoints)

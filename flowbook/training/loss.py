@@ -19,6 +19,8 @@ class Loss(Protocol):
       ``load`` finds the velocity. By default None: the network is the velocity.
     * ``one_call``: False where a step calls the network several times. By default True.
     * ``trains_velocity``: False where the network is not a velocity, such as a classifier. By default True.
+    * ``condition_dropout``: with which probability conditions are dropped, so that a network later knows whether it has
+      learned to do without. By default unknown.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
@@ -31,6 +33,7 @@ class CompleteLoss:
         self.loss = loss
         self.one_call = bool(getattr(loss, "one_call", True))
         self.trains_velocity = bool(getattr(loss, "trains_velocity", True))
+        self.condition_dropout = getattr(loss, "condition_dropout", None)
 
     def __call__(self, model: Any, batch: Any) -> Tensor:
         return self.loss(model, batch)

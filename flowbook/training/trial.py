@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowbook._core import validate
-from flowbook.data import Batch, map_batch, unpack
+from flowbook.condition import TrainedOn, is_null
+from flowbook.data import Batch, labels_of, map_batch, unpack
+from flowbook.training.loss import CompleteLoss
 from flowbook.training.precision import Precision
-from flowbook.velocity import call, evaluating
+from flowbook.velocity import call, evaluating, said_by
 
 ROWS = 2
 Preview = Callable[[nn.Module], Tensor]
@@ -35,6 +37,20 @@ def try_out(velocity: nn.Module, batch: Batch, precision: Precision, preview: Pr
             raise ValueError(f"velocity(x, t, y): expected the dtype of x, {x1.dtype}; got {v.dtype}")
         if preview is not None:
             validate.float_tensor("preview(velocity)", _tried(preview, velocity), min_dim=4)
+
+
+def what_it_learns(network: nn.Module, loss: CompleteLoss, batch: Any, data: Any) -> TrainedOn | None:
+    """What a training with this loss, of which this is the first batch, shows the network; None where nobody knows."""
+    dropout = loss.condition_dropout
+    if dropout is None:
+        return None
+    y = unpack(batch)[2]
+    if y is None:
+        return TrainedOn(something=False, nothing=True)
+    known, null = labels_of(data), said_by(network, "null")
+    missing = null is not None and is_null(null, y if known is None else known)
+    dropped = any(part > 0 for part in dropout.values()) if isinstance(dropout, Mapping) else dropout > 0
+    return TrainedOn(something=True, nothing=bool(dropped or missing))
 
 
 def _called_with_one_time(velocity: nn.Module, x1: Tensor, t: Tensor, y: Any) -> Tensor:

@@ -157,7 +157,7 @@ def test_guidance_scale_is_one_plus_their_w() -> None:
         return torch.where(y[:, None] == 9, 2.0, 3.0) * x
 
     x, w = torch.ones(1, 2), 1.5
-    guide = guided(model, 1 + w, null_label=9)
+    guide = guided(model, 1 + w, null=9)
     assert_near(guide(x, torch.tensor(0.5), torch.tensor([1])), (1 + w) * 3 * x - w * 2 * x)
 
 

@@ -29,7 +29,7 @@ from flowbook.training import load
 DIGITS: dict[str, Any] = {
     "model": {"name": "UNet", "channels": 1, "size": 8, "width": 8, "multipliers": [1], "blocks": 1, "num_classes": 10},
     "data": {"name": "digits", "split": "test"},
-    "loss": {"name": "flow_matching", "label_dropout": 0.1},
+    "loss": {"name": "flow_matching", "condition_dropout": 0.1},
     "train": {"steps": 4, "batch_size": 16, "log_every": 2, "preview_every": 4},
     "preview": {"solver": "midpoint:steps=2", "guidance": 2.0},
 }
@@ -60,7 +60,11 @@ def steps_of(run: Path) -> list[int]:
 
 DENOISER: dict[str, Any] = {
     **DIGITS,
-    "loss": {"name": "diffusion", "schedule": {"name": "linear", "steps": 40, "rescale": True}, "label_dropout": 0.1},
+    "loss": {
+        "name": "diffusion",
+        "schedule": {"name": "linear", "steps": 40, "rescale": True},
+        "condition_dropout": 0.1,
+    },
 }
 
 
@@ -75,7 +79,7 @@ def test_a_run_that_learned_diffusion_is_a_velocity_and_draws_by_every_method(
     assert isinstance(velocity, ProbabilityFlow) and not velocity.training
     assert torch.equal(velocity.schedule.betas, NoiseSchedule.linear(40, rescale=True).betas)
     x, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 10])
-    assert velocity(x, 0.5, y).shape == x.shape and velocity.null_label == 10
+    assert velocity(x, 0.5, y).shape == x.shape and velocity.null == 10
     for solver, evaluations in (("ddpm", 40), ("ddim:steps=5", 5), ("euler:steps=5", 5)):
         method = solver.partition(":")[0]
         options = ["--solver", solver, "--n", "1", "--out", str(tmp_path / f"{method}.png")]
@@ -148,7 +152,7 @@ def test_fields_are_overridden_from_the_shell(recipe: Path, tmp_path: Path) -> N
         "model.width=4",
         "train.learning_rate=2e-3",
         "train.gradient_clip=1.0",
-        "loss.label_dropout=0",
+        "loss.condition_dropout=0",
         "train.steps=1",
     ]
     assert cli.main(["train", str(recipe), *overrides, "--out", str(tmp_path / "run")]) == 0
@@ -219,9 +223,9 @@ WRONG = [
     (["train.steps=1.5"], "steps: .*1.5"),
     (["train.name=x"], "train has no key name; it has (?!.*name,)"),
     (["train.compile=yess"], "compile: expected True or False; got 'yess'"),
-    (["loss.coupling=ot"], "loss has no key coupling; it has label_dropout, name, path"),
+    (["loss.coupling=ot"], "loss has no key coupling; it has condition_dropout, name, path"),
     (["model.width=abc"], "width: .*'abc'"),
-    (["model.num_classes=9"], "y: expected labels .*without the model's null label 9"),
+    (["model.num_classes=9"], "y: expected labels from 0 to 8, and -1 where there is none; got 0 to 9"),
     (["preview.solver=euler:steps=few"], "solver: expected a number for steps; got 'few'"),
     (["preview.solver=rk45"], "method: .*'rk45'"),
     (["model.size=7", "model.multipliers=[1, 2]"], "size: .*multiple of 2, .*; got 7"),

@@ -42,7 +42,7 @@ def test_shards_hold_the_solver_s_images_as_bytes(tmp_path: Path) -> None:
     got = made.bytes(torch.arange(40))
     assert got.dtype == torch.uint8 and (got.int() - wanted.int()).abs().max() <= 1  # other batches round differently
     assert (got == wanted).float().mean() > 0.99
-    assert torch.equal(made.labels, LABELS) and made.nfe == 2 and made.shape == (1, 8, 8)  # type: ignore[arg-type]
+    assert torch.equal(made.labels, LABELS) and made.nfe == 2 and made.shape == (1, 8, 8)
     image, label = made[17]
     torch.testing.assert_close(image, got[17].float() / 127.5 - 1)
     assert int(label) == 17 % 3 and image.abs().max() <= 1
@@ -72,7 +72,7 @@ def test_what_was_stopped_goes_on_and_the_bytes_are_the_same(tmp_path: Path, mon
 
 def test_images_train_and_pairs_are_no_images(tmp_path: Path) -> None:
     made = generate_images(unet(), (1, 8, 8), 40, tmp_path / "images", y=LABELS, **FEW)
-    result = fit(unet(), FlowMatching(label_dropout=0.1), made, TrainConfig(steps=2, batch_size=8))
+    result = fit(unet(), FlowMatching(condition_dropout=0.1), made, TrainConfig(steps=2, batch_size=8))
     assert result.losses.isfinite().all()
     with pytest.raises(ValueError, match=r"folder: expected pairs in .*; it holds images"):
         PairDataset(tmp_path / "images")
@@ -108,7 +108,7 @@ def test_the_command_draws_into_a_folder_and_two_processes_share_it(tmp_path: Pa
     wait_for(running)
     two = ImageShards(tmp_path / "two")
     assert (two.bytes(torch.arange(40)).int() - one.bytes(torch.arange(40)).int()).abs().max() <= 1
-    assert torch.equal(two.labels, one.labels)  # type: ignore[arg-type]
+    assert torch.equal(two.labels, one.labels)
 
 
 def test_one_graph_serves_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_one_graph_serves_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
     network = unet().eval()
     velocity = Compiled(network, batch_size=4)
-    assert velocity.null_label == 3
+    assert velocity.null == 3
     for n in (4, 1, 9, 3, 0):
         x, y = normal(n, 1, 8, 8).float(), torch.arange(n) % 3
         for t in (torch.tensor(0.3), torch.linspace(0, 1, n)):

@@ -193,11 +193,11 @@ def test_half_precision_still_draws_every_step() -> None:
     assert len(seen[0].unique()) > 990
 
 
-def test_label_dropout_reaches_the_network_behind_the_step_model() -> None:
+def test_condition_dropout_reaches_the_network_behind_the_step_model() -> None:
     network = models.MLP(2, hidden=8, num_classes=3)
     seen = []
     network.register_forward_hook(lambda module, arguments, output: seen.append(arguments[2]))
-    loss = diffusion.Diffusion(SCHEDULES["linear"], label_dropout=0.5)
+    loss = diffusion.Diffusion(SCHEDULES["linear"], condition_dropout=0.5)
     torch.manual_seed(0)
     loss(network, (torch.zeros(1000, 2), torch.zeros(1000, dtype=torch.long)))
     assert 400 < int((seen[0] == 3).sum()) < 600
@@ -420,7 +420,7 @@ def test_a_diffusion_model_is_a_velocity_on_the_linear_path_by_convert() -> None
 def test_guidance_and_labels_pass_through_the_bridge() -> None:
     network = models.MLP(2, hidden=8, num_classes=3).double()
     velocity = diffusion.probability_flow(StepModel(network, SCHEDULES["linear"]), SCHEDULES["linear"])
-    assert velocity.null_label == 3
+    assert velocity.null == 3
     solution = solvers.sample(
         guided(velocity, 2.0, 3), normal(4, 2), y=torch.tensor([0, 1, 2, 0]), method="euler", steps=3
     )

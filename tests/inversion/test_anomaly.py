@@ -179,7 +179,7 @@ X, Y = torch.zeros(2, 2), torch.tensor([0, 1])
         (lambda v: anomaly_score(v, X, "novelty"), ValueError, "kind: expected one of 'likelihood', 'typicality'"),  # type: ignore[arg-type]
         (lambda v: anomaly_score(v, X[0]), ValueError, "x: expected at least 2 dimensions"),
         (lambda v: anomaly_score(v, X * NAN), ValueError, "x: expected finite numbers"),
-        (lambda v: anomaly_score(v, X, y=Y[:1]), ValueError, "y: expected one label per sample"),
+        (lambda v: anomaly_score(v, X, y=Y[:1]), ValueError, "y: expected a row for each of"),
         (lambda v: anomaly_score(v, X, reference=1.0), ValueError, "reference: expected None for the score 'lik"),
         (lambda v: anomaly_score(v, X, "typicality"), ValueError, "reference: expected data to compare"),
         (lambda v: anomaly_score(v, X, "latent_norm", reference=X[:, :1]), ValueError, "reference: expected data like"),

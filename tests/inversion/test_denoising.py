@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from flowbook.analytic import GaussianMixture
 from flowbook.diffusion import NoiseSchedule, SchedulePath, probability_flow
 from flowbook.guidance import guided
-from flowbook.inversion import Estimate, denoise, estimate_noise, time_of_noise
+from flowbook.inversion import Estimate, denoise, estimate_noise
 from flowbook.inversion.denoising import HALVINGS
 from flowbook.models import UNet
-from flowbook.paths import CosinePath, LinearPath, Path, VPPath, as_velocity, path_of, retimed
+from flowbook.paths import CosinePath, LinearPath, Path, VPPath, as_velocity, path_of, retimed, time_of_noise
 
 F64 = torch.float64
 MIXTURE = GaussianMixture([[-0.6, 0.0], [0.6, 0.3]], 0.1, [0.3, 0.7])
@@ -282,7 +282,7 @@ X, Y = torch.zeros(2, 2), torch.tensor([0, 1])
         (lambda v: denoise(v, X, noise_std=1.0, estimate="median"), ValueError, "estimate: expected one of 'mean'"),  # type: ignore[arg-type]
         (lambda v: denoise(v, X, noise_std=1.0, steps=3), TypeError, "steps: expected no solver options"),
         (lambda v: denoise(v, X, noise_std=1.0, estimate="ode", t0=0.3), TypeError, "t0: denoise enters the path"),  # type: ignore[call-arg]
-        (lambda v: denoise(v, X, noise_std=1.0, y=Y[:1]), ValueError, "y: expected one label per sample"),
+        (lambda v: denoise(v, X, noise_std=1.0, y=Y[:1]), ValueError, "y: expected a row for each of"),
         (lambda v: estimate_noise(v, X, generator=0), TypeError, "generator: expected a torch.Generator"),  # type: ignore[arg-type]
         (lambda v: time_of_noise(VPPath(), 1e3), ValueError, r"noise_std: VPPath\(.*\) has noise levels from 0 to 1"),
     ],

@@ -78,9 +78,9 @@ def test_the_model_sees_the_time(make: Any) -> None:
 
 
 @models
-def test_labels_matter_and_none_is_the_null_label(make: Any) -> None:
+def test_labels_matter_and_none_is_the_null(make: Any) -> None:
     model, x, t = trained(make, classes=3)
-    assert model.null_label == model.num_classes == 3
+    assert model.null == model.num_classes == 3
     values = [model(x, t, torch.full((4,), label)) for label in range(4)]
     assert all(float((values[a] - values[b]).abs().max()) > 1e-5 for a in range(4) for b in range(a))
     torch.testing.assert_close(model(x, t), values[3])
@@ -137,8 +137,8 @@ def test_autocast_is_the_network_to_three_digits_in_the_precision_of_x(make: Any
     exact, rounded = model(x, t, y), field(x, t, y)
     assert rounded.dtype == x.dtype and not torch.equal(rounded, exact)
     assert (rounded - exact).square().mean() < (0.02**2) * exact.square().mean()
-    assert field.null_label is not None
-    torch.testing.assert_close(field(x, t), field(x, t, torch.full((4,), field.null_label)))
+    assert field.null is not None
+    torch.testing.assert_close(field(x, t), field(x, t, torch.full((4,), field.null)))
 
 
 def test_a_unet_starts_at_zero() -> None:
@@ -208,13 +208,13 @@ X1, X2 = torch.zeros(4, 2), torch.zeros(4, 1, 8, 8)
         (lambda: MLP(2)(X1, torch.zeros(3)), ValueError, r"t: .*\(4,\).*\(3,\)"),
         (lambda: MLP(2)(X1, 0.5, torch.zeros(4, dtype=torch.long)), ValueError, "y: .*num_classes"),
         (lambda: MLP(2, num_classes=3)(X1, 0.5, torch.full((4,), 4)), ValueError, "y: .*0 to 3.*4"),
-        (lambda: MLP(2, num_classes=3)(X1, 0.5, torch.full((4,), -1)), ValueError, "y: .*-1"),
+        (lambda: MLP(2, num_classes=3)(X1, 0.5, torch.full((4,), -2)), ValueError, "y: .*-2"),
         (lambda: MLP(2, num_classes=3)(X1, 0.5, torch.zeros(4)), TypeError, "y: .*float32"),
         (lambda: UNet(1, size=9, multipliers=(1, 2)), ValueError, "size: .*multiple of 2, .*; got 9"),
         (lambda: UNet(1, size=8, attention=(7,)), ValueError, r"attention: .*\[7\]"),
         (lambda: UNet(1, size=8, patch=0), ValueError, "patch: .*0"),
         (lambda: UNet(0), ValueError, "channels: .*0"),
-        (lambda: UNet(1, **SMALL)(X2[:, :, :4], 0.5), ValueError, r"x: .*\(B, 1, 8, 8\).*\(4, 1, 4, 8\)"),
+        (lambda: UNet(1, **SMALL)(X2[:, :, :5], 0.5), ValueError, r"x: .*\(B, 1, 8, 8\).*\(4, 1, 5, 8\)"),
         (lambda: UNet(1, **SMALL)(X2.double(), 0.5), TypeError, "x: .*float32.*float64"),
         (lambda: UNet(1, **SMALL)(X2, 0.5, torch.zeros(4, dtype=torch.long)), ValueError, "y: .*num_classes"),
         (lambda: MLP(2)(X1, 1.5), ValueError, r"t: .*\[0, 1\].*1.5"),
@@ -230,7 +230,7 @@ X1, X2 = torch.zeros(4, 2), torch.zeros(4, 1, 8, 8)
         (lambda: DiT(1, size=9), ValueError, "size: .*multiple of patch = 2; got 9"),
         (lambda: DiT(1, size=8, width=10, heads=4), ValueError, "width: .*heads = 4.*10"),
         (lambda: DiT(1, size=8, depth=0), ValueError, "depth: .*0"),
-        (lambda: DiT(1, size=8, width=8, depth=1, heads=1)(X2[:, :, :4], 0.5), ValueError, r"x: .*\(B, 1, 8, 8\)"),
+        (lambda: DiT(1, size=8, width=8, depth=1, heads=1)(X2[:, :, :5], 0.5), ValueError, r"x: .*\(B, 1, 8, 8\)"),
         (lambda: Classifier(width=0), ValueError, "width: .*0"),
         (lambda: Classifier(width="abc"), TypeError, "width: .*'abc'"),  # type: ignore[arg-type]
         (lambda: CrossEntropy(shift="big"), TypeError, "shift: .*'big'"),  # type: ignore[arg-type]

@@ -184,7 +184,7 @@ def test_bits_of_images_belong_to_the_image_whatever_its_batch() -> None:
     assert not torch.allclose(cnf.bits_of_images(velocity, images, 17, y=1 - labels, steps=3), whole)
     with pytest.raises(ValueError, match=r"batch_size: .*0"):
         cnf.bits_of_images(velocity, images, 17, batch_size=0)
-    with pytest.raises(ValueError, match="y: expected one label per sample"):
+    with pytest.raises(ValueError, match="y: expected a row for each of"):
         cnf.bits_of_images(velocity, images, 17, y=labels[:5])
 
 

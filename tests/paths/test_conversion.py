@@ -68,9 +68,9 @@ def test_where_the_flow_closes_in_on_its_data_fine_steps_near_the_end_save_most_
     assert errors[1] < 0.1 * errors[0]
 
 
-def test_labels_the_null_label_and_the_count_of_calls_pass_through() -> None:
-    field = retimed(guided(lambda x, t, y: x * y[:, None], 2.0, null_label=3))
-    assert field.null_label == 3
+def test_labels_the_null_and_the_count_of_calls_pass_through() -> None:
+    field = retimed(guided(lambda x, t, y: x * y[:, None], 2.0, null=3))
+    assert field.null == 3
     x, y = normal(2, 2), torch.tensor([0, 1])
     assert solvers.sample(field, x, y=y, method="euler", steps=5).nfe == 10
 

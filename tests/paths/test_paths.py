@@ -225,7 +225,7 @@ def test_converted_velocities_ask_the_model_only_where_the_conversion_is_regular
 
 
 def test_a_converted_guided_model_counts_two_calls() -> None:
-    velocity = as_velocity(guided(lambda x, t, y: x, 2.0, null_label=0), LinearPath(), "data")
+    velocity = as_velocity(guided(lambda x, t, y: x, 2.0, null=0), LinearPath(), "data")
     y = torch.zeros(3, dtype=torch.long)
     assert sample(velocity, normal(3, 2), y=y, method="euler", steps=5).nfe == 10
 

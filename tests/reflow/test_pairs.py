@@ -234,10 +234,10 @@ def test_each_pair_keeps_its_own_noise_data_and_label(tmp_path: Path) -> None:
 
     y = torch.randint(0, 7, (100,), generator=seeded())
     pairs = generate_pairs(by_label, (3,), 100, tmp_path, y=y, name="by label", **PLANE)
-    assert pairs.shape == (3,) and torch.equal(pairs.labels, y)  # type: ignore[arg-type]
+    assert pairs.shape == (3,) and torch.equal(pairs.labels, y)
     order = torch.randperm(100, generator=seeded(1))
     x0, x1, labels = pairs.batch(order)
-    assert torch.equal(labels, y[order])  # type: ignore[arg-type]
+    assert torch.equal(labels, y[order])
     assert torch.equal(x0, keyed_noise(Normal((3,)), 0, 0, 100)[order])
     torch.testing.assert_close(x1, x0 + 10.0 * y[order][:, None])
     for index in (0, 15, 16, 99):
@@ -290,7 +290,7 @@ OTHER_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"method": "dopri5", "steps": None}, "solver was 'euler:steps=2', is 'dopri5'"),
     ({"batch_size": 6}, "batch_size was 5, is 6"),
     ({"shard_size": 17}, "shard_size was 16, is 17"),
-    ({"y": torch.ones(40, dtype=torch.long)}, "labels was None"),
+    ({"y": torch.ones(40, dtype=torch.long)}, "condition was None, is"),
     ({"name": "twos"}, "velocity was 'ones', is 'twos'"),
 ]
 
@@ -353,8 +353,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"source": "normal"}, TypeError, "source: expected the shape of a sample.*'normal'"),
     ({"source": Normal}, TypeError, "source: .*the class Normal itself"),
     ({"y": torch.zeros(7, dtype=torch.long)}, ValueError, r"y: .*\(8,\); got \(7,\)"),
-    ({"y": torch.zeros(8)}, TypeError, "y: expected integer labels"),
-    ({"y": [0] * 8}, TypeError, "y: .*list"),
+    ({"y": [0] * 8}, TypeError, "y.0: expected a tensor with the batch first, .* got 0"),
     ({"y": torch.full((8,), 4)}, ValueError, "y: expected labels from 0 to 3; got 4 to 4"),
     ({"velocity": lambda x, t: x[:, :1], "name": "x"}, ValueError, r"velocity\(x, t, y\): expected the shape"),
     ({"velocity": lambda x, t: x * NAN, "name": "x"}, RuntimeError, "NaN"),
@@ -429,7 +428,9 @@ def test_a_process_that_waits_in_vain_for_the_others_says_so(tmp_path: Path, mon
 
 def test_a_process_waits_as_long_as_another_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowbook._core.shard_folder.PATIENCE", 0.5)
-    folder = PairFolder.claim(tmp_path, {"n": 16, "shard_size": 16, "dtype": "float32", "shape": [2], "labels": None})
+    folder = PairFolder.claim(
+        tmp_path, {"n": 16, "shard_size": 16, "dtype": "float32", "shape": [2], "condition": None}
+    )
     file = tmp_path / ".shard_000000.99" / "x1.npy"
     file.parent.mkdir()
     file.touch()
@@ -537,7 +538,7 @@ def test_online_pairs_are_new_in_every_batch_and_keyed_to_the_generator() -> Non
     assert y is not None and set(y.tolist()) == {2, 5} and 250 < int((y == 2).sum()) < 350
     torch.testing.assert_close(x1, x0 + y[:, None])
     again = pairs.sample(400, seeded())
-    assert torch.equal(x0, again[0]) and torch.equal(y, again[2])  # type: ignore[arg-type]
+    assert torch.equal(x0, again[0]) and torch.equal(y, again[2])
     assert not torch.equal(x0, pairs.sample(400, seeded(1))[0])
     first, second = stream(pairs, 2)
     assert not torch.equal(first[0], second[0])
@@ -563,7 +564,7 @@ def test_rows_are_named_by_numbers_or_by_a_mask(tmp_path: Path) -> None:
     made = generate_pairs(ones, (2,), np.int64(10), tmp_path, name="ones", method="euler", steps=np.int64(1),  # type: ignore[arg-type]
                           seed=np.int64(3), y=torch.arange(10) % 3)  # type: ignore[arg-type]  # fmt: skip
     assert made.labels is not None
-    assert made.batch(made.labels == 2)[2].tolist() == [2, 2, 2]  # type: ignore[union-attr]
+    assert made.batch(made.labels == 2)[2].tolist() == [2, 2, 2]
     assert torch.equal(made.batch([3, 7])[0], made.batch(torch.tensor([3, 7]))[0])
     with pytest.raises(ValueError, match=r"indices: expected a mask of shape \(10,\)"):
         made.batch(torch.ones(3, dtype=torch.bool))

@@ -366,7 +366,7 @@ def test_each_round_has_pairs_of_its_own_noise_from_the_last_round_s_averaged_we
                     **SOLVER)  # fmt: skip
     pairs = [PairDataset(tmp_path / f"round_{k}" / "pairs") for k in (1, 2)]
     (x0, _, y), (other_x0, other_x1, other_y) = (one.batch(torch.arange(60)) for one in pairs)
-    assert not torch.equal(x0, other_x0) and torch.equal(y, other_y)  # type: ignore[arg-type]
+    assert not torch.equal(x0, other_x0) and torch.equal(y, other_y)
     wanted = sample(flows[0], other_x0, y=other_y, method="rk4", steps=20).x
     torch.testing.assert_close(other_x1, wanted, rtol=0, atol=1e-6)
 

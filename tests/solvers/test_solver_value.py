@@ -309,6 +309,6 @@ def test_a_density_in_half_is_accumulated_in_float32() -> None:
     torch.testing.assert_close(result.log_prob.double(), exact, rtol=0, atol=5e-3)
 
 
-def test_a_guided_velocity_names_no_null_label_where_the_model_does() -> None:
+def test_a_guided_velocity_names_no_null_where_the_model_does() -> None:
     network = models.load_pretrained("digits")
-    assert guided(network, 2.0).null_label == guided(network, 2.0, 10).null_label == 10
+    assert guided(network, 2.0).null == guided(network, 2.0, 10).null == 10

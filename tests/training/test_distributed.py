@@ -50,7 +50,7 @@ SCRIPT = """
     model = Watched(1, size=8, width=8, multipliers=(1, 2), blocks=1, num_classes=10).double()
     images, labels = data.digits("test")
     config = TrainConfig(steps=3, batch_size=16, accumulate=accumulate, gradient_clip=1.0, log_every=2)
-    result = fit(model, FlowMatching(label_dropout=0.3), (images.double(), labels), config, out=out + "/run")
+    result = fit(model, FlowMatching(condition_dropout=0.3), (images.double(), labels), config, out=out + "/run")
     gradients = {"gradient." + name: p.grad.contiguous() for name, p in model.named_parameters()}
     weights = {"weight." + name: p.detach().contiguous() for name, p in model.named_parameters()}
     inputs = {name: torch.cat([call[k] for call in seen]) for k, name in enumerate(("x", "t", "y"))}
@@ -95,7 +95,7 @@ SHARED = """
         config = TrainConfig(steps=4, batch_size=16, accumulate=accumulate, gradient_clip=1.0, log_every=2,
                              preview_every=2, checkpoint_every=2, parallel="fsdp", compile=compiled)
         for stop in ((2, 4) if processes == 2 else (4,)):
-            result = fit(model, FlowMatching(label_dropout=0.3), (images, labels), config, out=f"{out}/{name}",
+            result = fit(model, FlowMatching(condition_dropout=0.3), (images, labels), config, out=f"{out}/{name}",
                          stop_after=stop, preview=look)
         assert result.live is model and model.training and not result.velocity.training
         stored |= {f"{name}.weight.{key}": p.detach().contiguous() for key, p in model.named_parameters()}

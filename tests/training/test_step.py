@@ -114,7 +114,7 @@ def test_micro_batches_are_the_batch_with_its_labels() -> None:
     y = torch.arange(12)
     parts = list(micro_batches((X[:12], y), 3))
     assert torch.equal(torch.cat([part[0] for part in parts]), X[:12])
-    assert torch.equal(torch.stack([data.unpack(part)[2] for part in parts]), y.reshape(3, 4))  # type: ignore[misc]
+    assert torch.equal(torch.stack([data.unpack(part)[2] for part in parts]), y.reshape(3, 4))
     assert next(micro_batches(X, 1)) is X
 
 
@@ -319,7 +319,7 @@ def test_a_preview_costs_no_evaluation_before_the_first_step(tmp_path: Path) -> 
     evaluated = []
 
     class Noting(UNet):
-        def forward(self, x: Tensor, t: Any, y: Tensor | None = None) -> Tensor:
+        def forward(self, x: Tensor, t: Any, y: Any = None) -> Tensor:
             evaluated.append(len(x))
             return super().forward(x, t, y)
 

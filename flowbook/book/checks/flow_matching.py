@@ -174,7 +174,7 @@ def pairing(function: Callable[..., Tensor]) -> str:
 
 
 def guidance(function: Callable[..., Tensor]) -> str:
-    """Exercise 3.6: ``function(velocity, x, t, y, scale, null_label) -> v`` under classifier-free guidance.
+    """Exercise 3.6: ``function(velocity, x, t, y, scale, null) -> v`` under classifier-free guidance.
 
     Example:
         >>> from flowbook.guidance import guided
