@@ -116,6 +116,12 @@ def check_model(model: Any, schedule: NoiseSchedule, prediction: Prediction | No
     if prediction is not None:
         validate.one_of("prediction", prediction, PREDICTIONS)
     model = unwrapped(model)
+    predicted = prediction or getattr(model, "prediction", None) or "noise"
+    if schedule.ends_in_pure_noise and predicted == "noise":
+        raise ValueError(
+            "prediction: expected 'v' or 'data' with a schedule whose last step is pure noise, in which the noise does "
+            "not tell the data; got 'noise'"
+        )
     if isinstance(model, tuple(models.CLASSES.values())):
         raise TypeError(
             "model: expected one that takes a step, such as StepModel(network, schedule); got "

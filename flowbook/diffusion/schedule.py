@@ -33,7 +33,9 @@ class NoiseSchedule:
     """How much noise each step adds.
 
     Args:
-        betas: the variance added by each step, shape (T,), in (0, 1); kept in float64.
+        betas: the variance added by each step, shape (T,), in (0, 1); kept in float64. The last may be 1: then the last
+            step keeps nothing of the data (a signal-to-noise ratio of 0; Lin et al. 2024), and a model must predict v
+            or the data.
 
     Warns:
         UserWarning: when the last step keeps more than a tenth of the data's amplitude: sampling starts from pure
@@ -52,8 +54,10 @@ class NoiseSchedule:
         if self.betas.dim() != 1 or len(self.betas) == 0:
             raise ValueError(f"betas: expected one variance per step, shape (T,); got {tuple(self.betas.shape)}")
         low, high = (float(beta) for beta in self.betas.aminmax())
-        if not 0 < low <= high < 1:
-            raise ValueError(f"betas: expected variances in (0, 1); got {low:g} to {high:g}")
+        if not 0 < low <= high <= 1 or bool((self.betas[:-1] == 1).any()):
+            raise ValueError(
+                f"betas: expected variances in (0, 1), or 1 for the last one alone; got {low:g} to {high:g}"
+            )
         object.__setattr__(self, "betas", self.betas.double().clone())
         object.__setattr__(self, "_copies", {})
         signal = float(self.alphas_cumprod[-1].sqrt())
@@ -122,6 +126,11 @@ class NoiseSchedule:
     def alphas_cumprod(self) -> Tensor:
         """abar, the running product of the alphas, shape (T,), which is the squared amplitude of the data in x_i."""
         return self.alphas.cumprod(0)
+
+    @property
+    def ends_in_pure_noise(self) -> bool:
+        """Whether the last step keeps nothing of the data."""
+        return float(self.betas[-1]) == 1.0
 
     @property
     def log_snr(self) -> Tensor:

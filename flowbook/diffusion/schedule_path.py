@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,10 @@ class SchedulePath(Path):
         from scipy.interpolate import PchipInterpolator
 
         self.schedule = schedule
-        cubics = PchipInterpolator(range(schedule.steps), schedule.log_snr.flip(0).numpy()).c  # in the order of t
+        levels = schedule.log_snr.flip(0)  # in the order of t
+        if schedule.ends_in_pure_noise:  # minus infinity: alpha is taken as a tenth of the next one instead of 0
+            levels[0] = levels[1] - 2 * math.log(10.0)
+        cubics = PchipInterpolator(range(schedule.steps), levels.numpy()).c
         cubics = torch.as_tensor(cubics.copy())  # (4, T - 1), the highest power first
         self._cubics = {cubics.device: cubics}
 

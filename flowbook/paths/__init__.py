@@ -9,7 +9,7 @@ and its time derivative is the regression target of flow matching. The same four
 into each of the others: :meth:`Path.convert`.
 """
 
-from flowbook.paths.change import ChangedPath, change_path
+from flowbook.paths.change import ChangedPath, change_path, expected_parts
 from flowbook.paths.conversion import ConvertedVelocity, as_velocity, path_of
 from flowbook.paths.noise_level import crossing, karras_grid, time_of_noise
 from flowbook.paths.path import QUANTITIES, SINGULAR_MARGIN, Path, Quantity
@@ -35,6 +35,7 @@ __all__ = [
     "as_velocity",
     "change_path",
     "crossing",
+    "expected_parts",
     "karras_grid",
     "log_normal",
     "path_of",

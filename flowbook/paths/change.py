@@ -15,34 +15,54 @@ from flowbook.paths.standard import LinearPath
 from flowbook.velocity import Velocity, Wrapper, call
 
 
+def expected_parts(
+    velocity: Velocity, x: Tensor, alpha: Tensor, sigma: Tensor, y: Condition = None
+) -> tuple[Tensor, Tensor]:
+    """The expected data and noise in ``x = alpha * data + sigma * noise``, by a velocity on any path.
+
+    Two paths pass through the same noise levels. Where they are equal, their states differ by a factor alone. A noise
+    level that the velocity's own path does not have is replaced by the nearest one that it has.
+
+    Args:
+        velocity: any velocity; its path is :func:`path_of` it.
+        x: the state, shape (B, ...).
+        alpha, sigma: its coefficients, () or (B,), float64 where the device has it.
+        y: the condition.
+
+    Returns:
+        Two tensors like x.
+
+    Example:
+        >>> still = lambda x, t: torch.zeros_like(x)  # on the linear path: data = noise = x
+        >>> expected_parts(still, torch.ones(1, 1), torch.tensor(2.0), torch.tensor(1.0))
+        (tensor([[0.3333]]), tensor([[0.3333]]))
+    """
+    own = path_of(velocity)
+    t = crossing(own, sigma / alpha).clamp(*own.t_range)
+    # Of the two equal ratios that of the larger numbers, which stays right where t is clamped.
+    factor = torch.where(sigma > alpha, own.sigma(t) / sigma, own.alpha(t) / alpha)
+    x, t = _column(factor, x) * x, t.to(torch.promote_types(x.dtype, torch.float32))
+    if isinstance(velocity, ConvertedVelocity):
+        value, source = velocity.predict(x, t.to(x.dtype), y), velocity.prediction
+    else:
+        value, source = call(velocity, x, t, y), "velocity"
+    data, noise = (own.convert(value, x, t, source=source, target=part) for part in ("data", "noise"))
+    return data, noise
+
+
 class ChangedPath(Wrapper):
     """A velocity on another path than its own; made by :func:`change_path`."""
 
-    def __init__(self, velocity: Velocity, own: Path, path: Path):
+    def __init__(self, velocity: Velocity, path: Path):
         super().__init__()
-        self.velocity, self.own, self.path = velocity, own, path
+        self.velocity, self.path = velocity, path
 
     def forward(self, x: Tensor, t: Tensor | float, y: Condition = None) -> Tensor:
         validate.time("t", t, len(x))
         exact = torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64
-        t = torch.as_tensor(t, device=x.device).to(exact).clamp(0, 1)
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        u = crossing(self.own, sigma / alpha).clamp(*self.own.t_range)
-        # Of the two equal ratios the one of the larger numbers, which stays right where u is clamped.
-        factor = torch.where(sigma > alpha, self.own.sigma(u) / sigma, self.own.alpha(u) / alpha)
-        data, noise = self._parts(_column(factor, x) * x, u.to(torch.promote_types(x.dtype, torch.float32)), y)
+        t = torch.as_tensor(t, device=x.device).to(exact).clamp(0, self.path.last_velocity_time)
+        data, noise = expected_parts(self.velocity, x, self.path.alpha(t), self.path.sigma(t), y)
         return _column(self.path.alpha_dot(t), x) * data + _column(self.path.sigma_dot(t), x) * noise
-
-    def _parts(self, x: Tensor, t: Tensor, y: Condition) -> tuple[Tensor, Tensor]:
-        """The expected data and noise in a state of the own path."""
-        if isinstance(self.velocity, ConvertedVelocity):
-            value, source = self.velocity.predict(x, t.to(x.dtype), y), self.velocity.prediction
-        else:
-            value, source = call(self.velocity, x, t, y), "velocity"
-        return (
-            self.own.convert(value, x, t, source=source, target="data"),
-            self.own.convert(value, x, t, source=source, target="noise"),
-        )
 
 
 def change_path(velocity: Velocity, to: Path = LinearPath()) -> ChangedPath:  # noqa: B008 (frozen)
@@ -81,7 +101,7 @@ def change_path(velocity: Velocity, to: Path = LinearPath()) -> ChangedPath:  # 
     """
     validate.function("velocity", velocity, "a network")
     validate.instance("to", to, Path, "LinearPath()")
-    return ChangedPath(velocity, path_of(velocity), to)
+    return ChangedPath(velocity, to)
 
 
 def _column(value: Tensor, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flowbook._core import keyed, validate
 from flowbook.condition import Condition
 from flowbook.data import GenerationOptions, Source
+from flowbook.paths import LinearPath, change_path, path_of
 from flowbook.reflow.loss import Distance, Perceptual, Reflow, Times
 from flowbook.reflow.pairs import generate_pairs
 from flowbook.solvers import solve
@@ -42,7 +43,8 @@ def rectify(
     """Rounds of Reflow: generate pairs with the last velocity, and train a copy of it on them (Liu et al. 2023).
 
     Args:
-        velocity: the flow to straighten; it is not changed.
+        velocity: the flow to straighten; it is not changed. A diffusion model is first taken to the straight path, by
+            :func:`~flowbook.paths.change_path`.
         source: the source of its noise, as in :func:`~flowbook.reflow.generate_pairs`.
         rounds: number of rounds.
         config: the settings of each round's training; None is ``TrainConfig()``.
@@ -72,7 +74,8 @@ def rectify(
     progress, seed = options.get("progress"), options.pop("seed", 0)
     validate.instance("loss", loss, Reflow, "Reflow()")
     config = TrainConfig() if config is None else config
-    start = velocity if student is None else student
+    velocity = on_straight_path(velocity)
+    start = velocity if student is None else on_straight_path(student)
     if not isinstance(start, nn.Module):
         raise TypeError(
             f"{'velocity' if student is None else 'student'}: expected a torch.nn.Module to train a copy of; got "
@@ -107,7 +110,9 @@ def distill(
     ``sample(student, x0, method="euler", steps=k)``.
 
     Args:
-        velocity: the initial student, the teacher or a straightened flow; it is not changed.
+        velocity: the initial student, the teacher or a straightened flow; it is not changed. A diffusion model is first
+            taken to the straight path, by :func:`~flowbook.paths.change_path`: there its first step leads to the mean
+            of the data, on its own path nowhere. Its pairs are the same on both paths, where the noise is N(0, I).
         pairs: a :class:`~flowbook.reflow.PairDataset`, :class:`~flowbook.reflow.OnlinePairs`, or tensors (x0, x1, y).
         config: the settings of the training; None is ``TrainConfig()``.
         steps: k.
@@ -128,14 +133,32 @@ def distill(
     """
     validate.instance("velocity", velocity, nn.Module, "MLP(2)")
     validate.positive_int("steps", steps)
+    if (std := path_of(velocity).source_std) != 1.0:
+        raise ValueError(
+            f"velocity: its noise has standard deviation {std:g}, so pairs from it are not those of the straight path; "
+            "expected change_path(velocity), and pairs generated with that"
+        )
+    start = on_straight_path(velocity)
     times: Times | int = "t0" if steps == 1 else steps
     loss = Reflow(times=times, distance=distance, perceptual=perceptual, eps=0.0)  # the solver starts at 0
     config = TrainConfig() if config is None else config
-    return fit(_trainable(velocity), loss, pairs, config, out=out, progress=progress).velocity
+    return fit(_trainable(start), loss, pairs, config, out=out, progress=progress).velocity
 
 
 def _trainable(velocity: nn.Module) -> nn.Module:
     return copy.deepcopy(velocity).requires_grad_(True)
+
+
+def on_straight_path(velocity: Velocity) -> Any:
+    """The same velocity if its path is straight, and otherwise that of its model on LinearPath().
+
+    Example:
+        >>> from flowbook.paths import CosinePath, as_velocity, path_of
+        >>> path_of(on_straight_path(as_velocity(lambda x, t: x, CosinePath())))
+        LinearPath(sigma_min=0.0)
+    """
+    path = path_of(velocity)
+    return velocity if isinstance(path, LinearPath) else change_path(velocity)
 
 
 def encode(velocity: Velocity, x1: Tensor, *, y: Condition = None) -> Tensor:
