@@ -5,6 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
+INTEROP := .venv-interop
 # Each of these takes a few seconds.
 FAST := tests/core tests/paths tests/metrics tests/data/test_data.py tests/models/test_models.py \
 	tests/test_analytic.py tests/test_couplings.py tests/test_flow_matching.py tests/test_import.py tests/test_layout.py \
@@ -24,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book pages page test test-faults test-oldest check notebooks lint clean home lock venv
+.PHONY: help book pages page test test-faults test-oldest test-interop check notebooks lint clean home lock venv
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 20
@@ -52,6 +53,9 @@ test-faults: $(STAMP)  ## end trainings in many ways, train in several processes
 test-oldest: $(OLDEST)/.installed  ## the package's tests with the oldest versions that it allows
 	$(OLDEST)/bin/python -m pytest flowbook tests $(addprefix --ignore=,$(OF_THE_BOOK))
 
+test-interop: $(INTEROP)/.installed  ## the adapters against the packages that they are for
+	$(INTEROP)/bin/python -m pytest tests/adapters
+
 page: $(STAMP)  ## run one chapter again and render it: make page CHAPTER=04
 	$(RUN) scripts/notebooks.py $(wildcard book/$(CHAPTER)*.ipynb)
 	@$(MAKE) --no-print-directory pages
@@ -73,7 +77,7 @@ lock: pyproject.toml  ## choose and pin the versions anew (needs uv)
 	$(LOCK)
 
 clean:  ## remove what was built and installed
-	rm -rf _build .cache .pytest_cache .mypy_cache .ruff_cache $(VENV) $(OLDEST) *.egg-info
+	rm -rf _build .cache .pytest_cache .mypy_cache .ruff_cache $(VENV) $(OLDEST) $(INTEROP) *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv: $(STAMP)  ## create the virtual environment, and nothing else
@@ -90,6 +94,11 @@ $(STAMP): requirements.lock pyproject.toml
 $(OLDEST)/.installed: requirements-oldest.txt pyproject.toml
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --no-compile --constraint requirements-oldest.txt --editable ".[test]" nbformat nbclient
+	@touch $@
+
+$(INTEROP)/.installed: pyproject.toml
+	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --no-compile --editable ".[interop,test]" nbformat nbclient
 	@touch $@
 
 # Mathematics without the network: one file of MathJax, fetched once, is copied into the book.

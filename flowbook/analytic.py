@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook._core.draws import origin
+from flowbook._core.times import in_float64
 from flowbook.paths import Path
 
 
@@ -40,16 +43,15 @@ class GaussianMixture:
         stds: Tensor | Sequence[float] | float,
         weights: Tensor | Sequence[float] | None = None,
     ):
-        self.means = torch.as_tensor(means, dtype=torch.float64).clone()
+        self.means = _in_float64(means).clone()
         if self.means.dim() != 2:
             raise ValueError(f"means: expected shape (K, D); got {tuple(self.means.shape)}")
         components = len(self.means)
-        self.stds = torch.as_tensor(stds, dtype=torch.float64)
+        self.stds = _in_float64(stds)
         if self.stds.shape not in ((), (components,)):
             raise ValueError(f"stds: expected one for each of {components} means; got {tuple(self.stds.shape)}")
         self.stds = self.stds.expand(components).clone()
-        weights = torch.ones(components) if weights is None else weights
-        self.weights = torch.as_tensor(weights, dtype=torch.float64)
+        self.weights = torch.ones_like(self.stds) if weights is None else _in_float64(weights)
         if self.weights.shape != (components,):
             raise ValueError(f"weights: expected one for each of {components} means; got {tuple(self.weights.shape)}")
         for name in ("means", "stds", "weights"):
@@ -71,9 +73,10 @@ class GaussianMixture:
         """n points and the component each came from, shapes (n, D) and (n,)."""
         validate.positive_int("n", n)
         validate.generator(generator)
-        y = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        noise = torch.randn(n, self.dim, generator=generator)
-        x = self.means[y].to(noise.dtype) + self.stds[y, None].to(noise.dtype) * noise
+        device = origin(generator)
+        y = torch.multinomial(self.weights.to(device), n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.dim, generator=generator, device=device)
+        x = self.means.to(noise)[y] + self.stds.to(noise)[y, None] * noise
         return x, y
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -174,6 +177,13 @@ def eight_gaussians(radius: float = 5.0, std: float = math.sqrt(0.1)) -> Gaussia
     validate.number("std", std, 0, math.inf, low_open=True)
     angles = [2 * math.pi * k / 8 for k in range(8)]
     return GaussianMixture([[radius * math.cos(a), radius * math.sin(a)] for a in angles], std)
+
+
+def _in_float64(values: Any) -> Tensor:
+    """Numbers on the CPU; a tensor stays where it is, if float64 is possible there."""
+    if isinstance(values, Tensor):
+        return in_float64(values)
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _column(function: Callable[[Tensor], Tensor], t: Tensor | float, x: Tensor) -> Tensor:

@@ -33,6 +33,34 @@ def call(velocity: Velocity, x: Tensor, t: Tensor | float, y: Any) -> Tensor:
     return velocity(x, t) if y is None else velocity(x, t, y)
 
 
+def check_order(velocity: Velocity) -> None:
+    """Raise for a velocity whose arguments are named as if the time came first: called with x, it may do something.
+
+    Raises:
+        TypeError: with the remedy.
+
+    Example:
+        >>> check_order(lambda x, t: t * x)
+    """
+    if torch.compiler.is_compiling():
+        return
+    function: Any = type(velocity).forward if isinstance(velocity, nn.Module) else velocity
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is None:
+        return
+    bound = isinstance(velocity, nn.Module) or isinstance(function, types.MethodType)
+    names: tuple[str, ...] = code.co_varnames[int(bound) : code.co_argcount][:2]
+    if len(names) == 2 and names[0] in TIME_NAMES and names[1] in STATE_NAMES:
+        raise TypeError(
+            f"velocity: expected v(x, t), the state first; got one whose first two arguments are {names[0]}, {names[1]}"
+            ': flowbook.adapters.from_callable(velocity, order="t,x") turns it round'
+        )
+
+
+TIME_NAMES = ("t", "time", "times", "timestep", "timesteps", "sigma")
+STATE_NAMES = ("x", "xt", "x_t", "state", "sample", "hidden_states")
+
+
 def model_calls(velocity: Velocity) -> int:
     """How many times the underlying network runs in one call: 1, or the velocity's own ``model_calls``.
 
@@ -126,6 +154,20 @@ def device_of(velocity: Velocity) -> torch.device:
         for tensor in itertools.chain(module.parameters(), module.buffers()):
             return tensor.device
     return torch.device("cpu")
+
+
+def dtype_of(velocity: Velocity) -> torch.dtype | None:
+    """The dtype of the parameters, also of a module inside a function; None for a velocity without any.
+
+    Example:
+        >>> dtype_of(nn.Linear(1, 1).double()), dtype_of(lambda x, t: x)
+        (torch.float64, None)
+    """
+    for module in modules_of(velocity):
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return None
 
 
 class Wrapper(nn.Module):

@@ -144,6 +144,7 @@ def test_what_a_package_re_exports_is_there_and_is_its_own() -> None:
 MANY_PARAMETERS = {
     "flow_matching_loss", "reflow_loss", "ddpm_loss", "ddim_sample", "variational_bound", "log_prob", "nll_loss", "fit",
     "MaximumLikelihood.__init__", "UNet.__init__", "DiT.__init__",
+    "from_callable", "from_score",
 }  # fmt: skip
 
 

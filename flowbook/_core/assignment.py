@@ -30,7 +30,7 @@ def assign(cost: Tensor) -> Tensor:
     reduced = cost - _potentials(cost, (0.05,) if len(cost) <= FEW else (0.1, 0.02, 0.004))
     reduced -= reduced.amin(1, keepdim=True)
     _, columns = linear_sum_assignment(reduced.numpy())
-    return torch.as_tensor(columns)
+    return torch.from_numpy(columns)
 
 
 def _potentials(cost: Tensor, regs: tuple[float, ...]) -> Tensor:
@@ -44,7 +44,7 @@ def _potentials(cost: Tensor, regs: tuple[float, ...]) -> Tensor:
     for reg in regs:
         torch.sub((potentials / spread).float(), scaled, out=kernel)
         kernel.sub_(kernel.amax(1, keepdim=True)).div_(reg).exp_()
-        b = torch.ones(len(cost))
+        b = scaled.new_ones(len(cost))
         for _ in range(ITERATIONS):
             a = 1 / (kernel @ b).clamp_min(1e-30)
             b = 1 / (a @ kernel).clamp_min(1e-30)  # all entries of a column far from every row may underflow

@@ -11,6 +11,27 @@ def drawing_device(like: Tensor, generator: torch.Generator | None) -> torch.dev
     return like.device if generator is None else generator.device
 
 
+def origin(generator: torch.Generator | None) -> torch.device:
+    """Where to make what no tensor says: on the generator's device, or else on torch's default device.
+
+    Example:
+        >>> origin(torch.Generator())
+        device(type='cpu')
+    """
+    return torch.get_default_device() if generator is None else generator.device
+
+
+def indices(below: int, n: int, generator: torch.Generator | None) -> Tensor:
+    """n indices from 0 to ``below - 1``, equally likely, on the CPU.
+
+    Example:
+        >>> indices(3, 100, None).unique()
+        tensor([0, 1, 2])
+    """
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(below, (n,), generator=generator, device=device).cpu()
+
+
 def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal numbers with the shape, dtype and device of x.
 

@@ -58,7 +58,7 @@ class Shards(Dataset[Any]):
 
     def _rows(self, indices: Tensor | Sequence[int]) -> dict[str, Tensor]:
         """The rows of each array at the given indices, or where a mask is True."""
-        indices = torch.as_tensor(indices)
+        indices = torch.as_tensor(indices, device=None if isinstance(indices, Tensor) else "cpu")
         if indices.dtype == torch.bool:
             if indices.shape != (len(self),):
                 raise ValueError(f"indices: expected a mask of shape ({len(self)},); got {tuple(indices.shape)}")

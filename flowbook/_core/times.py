@@ -8,7 +8,7 @@ from torch import Tensor
 
 def tensor_of(t: Tensor | float) -> Tensor:
     """A tensor unchanged; a number as a float64 tensor."""
-    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
 
 
 def per_sample(t: Tensor | float, x: Tensor) -> Tensor:
@@ -30,3 +30,8 @@ WITHOUT_FLOAT64 = {"mps"}
 def in_float64(x: Tensor) -> Tensor:
     """x in float64, on the CPU where its own device has none."""
     return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).double()
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device without it."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64

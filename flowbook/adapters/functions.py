@@ -102,12 +102,12 @@ def tensor_in(output: Any) -> Tensor:
 def from_callable(
     f: Callable[..., Any],
     order: Order = "x,t",
+    *,
     time_scale: float = 1.0,
     reverse: bool = False,
     sign: float = 1.0,
     output: str = "velocity",
     path: Path | None = None,
-    *,
     condition: str | None = None,
     null: Null = None,
     **fixed: Any,

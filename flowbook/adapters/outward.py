@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbook._core import validate
-from flowbook._core.times import WITHOUT_FLOAT64
+from flowbook._core.times import widest_dtype
 from flowbook.adapters.functions import THEIR_NAMES
 from flowbook.condition import Condition
 from flowbook.diffusion import NoiseSchedule, SchedulePath
@@ -39,7 +39,7 @@ class Outward(nn.Module):
 
     def parts(self, x: Tensor, alpha: Any, sigma: Any, y: Condition) -> tuple[Tensor, Tensor]:
         """The expected data and noise in ``x = alpha * data + sigma * noise``."""
-        dtype = torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64
+        dtype = widest_dtype(x.device)
         alpha, sigma = (torch.as_tensor(part).to(device=x.device, dtype=dtype) for part in (alpha, sigma))
         with evaluating(self.velocity):
             return expected_parts(self.velocity, x, alpha, sigma, y)

@@ -72,7 +72,7 @@ def _grid(options: argparse.Namespace) -> int:
     y = _labels(options, classes)
     generator = torch.Generator().manual_seed(options.seed)
     count = options.n if y is None else len(y)
-    x0 = torch.randn(count, *network.shape, generator=generator)
+    x0 = torch.randn(count, *network.shape, generator=generator, device="cpu")
     device = next(velocity.parameters()).device
     drawn = _draw(
         guide(velocity, options.guidance, classes),

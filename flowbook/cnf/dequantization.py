@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowbook._core import keyed, validate
+from flowbook._core.draws import indices
 from flowbook._core.tree import map_condition
 from flowbook.condition import check_condition
 from flowbook.data import Batch, gray_levels, unpack
@@ -74,10 +75,7 @@ class Dequantized:
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor | tuple[Tensor, Any]:
         """n dequantized samples, (n, ...), or with labels the pair of both."""
         validate.positive_int("n", n)
-        index = torch.randint(
-            len(self.x1), (n,), generator=generator, device=None if generator is None else generator.device
-        )
-        index = index.to(self.x1.device)
+        index = indices(len(self.x1), n, generator).to(self.x1.device)
         x1 = dequantize(self.x1[index], self.levels, generator)
         return x1 if self.y is None else (x1, map_condition(lambda part: part[index], self.y))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from flowbook._core import validate
+from flowbook._core.times import widest_dtype
 from flowbook.condition import Condition, check_condition
 from flowbook.solvers import Solver
 from flowbook.solvers.adaptive import adaptive_failure
@@ -84,11 +85,12 @@ def solve_adjoint(joint: Augmented, y: Condition, solver: Solver) -> Tensor:
         with again():
             return joint(state, t.clamp(0.0, 1.0).to(state.dtype), y)
 
-    times = torch.tensor([1.0, 0.0], dtype=torch.float64, device=start.device)
+    times = torch.tensor([1.0, 0.0], dtype=widest_dtype(start.device), device=start.device)
     try:
         states = odeint_adjoint(
             field, start, times, rtol=solver.rtol, atol=solver.atol, method=solver.method,
-            options={"step_t": times[1:]}, adjoint_options={"step_t": times[:1]},
+            options={"step_t": times[1:], "dtype": times.dtype},
+            adjoint_options={"step_t": times[:1], "dtype": times.dtype},
             adjoint_params=_parameters(joint.velocity),
         )  # fmt: skip
     except AssertionError as error:  # raised for step size underflow and for a state that is not finite

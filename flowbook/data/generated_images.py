@@ -110,7 +110,7 @@ class ImageShards(Shards):
 
     def __getitem__(self, index: int) -> Any:
         """One image in [-1, 1], shape (C, H, W), and its condition where there is one."""
-        rows = self._rows(torch.tensor([index]))
+        rows = self._rows([index])
         image, y = rows["images"][0].float() / 127.5 - 1, self._condition(rows)
         return image if y is None else (image, map_condition(lambda part: part[0], y))
 

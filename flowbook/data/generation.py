@@ -25,7 +25,7 @@ from flowbook.condition import Condition, check_condition, rows_of
 from flowbook.data.planar import Source
 from flowbook.paths import path_of
 from flowbook.solvers import Solver, sample
-from flowbook.velocity import Velocity, device_of
+from flowbook.velocity import Velocity, device_of, dtype_of
 
 
 class FolderOptions(TypedDict, total=False):
@@ -69,6 +69,7 @@ class Generation:
         x0 = keyed_noise(self.source, self.seed, first, n)
         y = map_condition(lambda part: part[first : first + n], self.y)
         on_device = map_condition(lambda part: part.to(device), y)
+        x0 = x0.to(dtype=dtype_of(self.velocity))
         solution = sample(self.velocity, x0.to(device), y=on_device, solver=self.solver)
         x1 = solution.x.cpu()
         if not bool(torch.isfinite(x1).all()):

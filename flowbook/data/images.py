@@ -34,7 +34,7 @@ def digits(split: Split = "train") -> ImageTensors:
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
     x, y = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
-    return torch.tensor(x / 8.0 - 1.0, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(y, dtype=torch.long)
+    return torch.from_numpy(x / 8.0 - 1.0).float().reshape(-1, 1, 8, 8), torch.from_numpy(y).long()
 
 
 def mnist(split: Split = "train", root: str | Path | None = None) -> ImageTensors:
@@ -137,9 +137,9 @@ def _from_torchvision(name: str, split: Split, root: str | Path | None) -> Image
                 f"torchvision.datasets.{name}({str(folder)!r}) finds them, or set the environment variable "
                 "FLOWBOOK_DATA to the folder that has them"
             ) from error
-    images = torch.as_tensor(stored.data)
+    images = torch.as_tensor(stored.data, device="cpu")
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-    return images.float() / 127.5 - 1.0, torch.as_tensor(stored.targets)
+    return images.float() / 127.5 - 1.0, torch.as_tensor(stored.targets, device="cpu")
 
 
 def gray_levels(x1: Tensor, levels: int) -> Tensor:

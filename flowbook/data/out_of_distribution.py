@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowbook._core import validate
-from flowbook._core.draws import drawing_device, normal_like
+from flowbook._core.draws import drawing_device, indices, normal_like
 from flowbook.data.images import ImageTensors
 
 FONTS = tuple(
@@ -62,8 +62,8 @@ def letters(size: int = 8, margin: int = 0, levels: int = 256) -> ImageTensors:
             image = Image.new("L", (size, size))
             image.paste(ink, ((size - ink.width) // 2, (size - ink.height) // 2))
             images.append(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(1, size, size))
-    alphabet = torch.arange(26).repeat(len(fonts))
-    return _quantized(torch.stack(images) / 127.5 - 1.0, levels), alphabet
+    alphabet = torch.arange(26, device="cpu").repeat(len(fonts))
+    return _quantized(torch.stack(images).float() / 127.5 - 1.0, levels), alphabet
 
 
 def photo_patches(n: int, size: int = 8, levels: int = 256, generator: torch.Generator | None = None) -> ImageTensors:
@@ -89,15 +89,15 @@ def photo_patches(n: int, size: int = 8, levels: int = 256, generator: torch.Gen
     validate.positive_int("size", size)
     validate.positive_int("levels", levels, at_least=2)
     validate.generator(generator)
-    luma = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
-    photographs = torch.stack([torch.tensor(image).float() @ luma for image in load_sample_images().images])
+    luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32, device="cpu")  # ITU-R BT.601
+    photographs = torch.stack([torch.from_numpy(image.copy()).float() @ luma for image in load_sample_images().images])
     height, width = photographs.shape[1:]
     if size > min(height, width):
         raise ValueError(f"size: expected at most {min(height, width)}, the photographs' height; got {size}")
-    which = torch.randint(len(photographs), (n,), generator=generator)
-    top = torch.randint(height - size + 1, (n,), generator=generator)
-    left = torch.randint(width - size + 1, (n,), generator=generator)
-    side = torch.arange(size)
+    which = indices(len(photographs), n, generator)
+    top = indices(height - size + 1, n, generator)
+    left = indices(width - size + 1, n, generator)
+    side = torch.arange(size, device="cpu")
     patches = photographs[which[:, None, None], (top[:, None] + side)[:, :, None], (left[:, None] + side)[:, None, :]]
     return _quantized(patches[:, None] / 127.5 - 1.0, levels), which
 

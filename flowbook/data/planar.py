@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook._core.draws import origin
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ def moons(noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Planar
     _finite(scale=scale, shift=shift)
 
     def draw(n: int, generator: torch.Generator | None) -> Tensor:
-        angle = math.pi * torch.rand(n, generator=generator)
-        upper = torch.rand(n, generator=generator) < 0.5
+        angle = math.pi * torch.rand(n, generator=generator, device=origin(generator))
+        upper = torch.rand(n, generator=generator, device=origin(generator)) < 0.5
         x = torch.where(upper, angle.cos(), 1.0 - angle.cos())
         y = torch.where(upper, angle.sin(), 0.5 - angle.sin())
-        points = torch.stack([x, y], dim=1) + noise * torch.randn(n, 2, generator=generator)
+        points = torch.stack([x, y], dim=1) + noise * torch.randn(n, 2, generator=generator, device=origin(generator))
         return scale * points + shift
 
     return Planar("moons", draw)
@@ -119,10 +120,10 @@ def checkerboard(half_width: float = 4.0, squares: int = 4) -> Planar:
     side = 2.0 * half_width / squares
 
     def draw(n: int, generator: torch.Generator | None) -> Tensor:
-        row = torch.randint(squares, (n,), generator=generator)
-        column = 2 * torch.randint(squares // 2, (n,), generator=generator) + row % 2
+        row = torch.randint(squares, (n,), generator=generator, device=origin(generator))
+        column = 2 * torch.randint(squares // 2, (n,), generator=generator, device=origin(generator)) + row % 2
         corner = torch.stack([column, row], dim=1)
-        return side * (corner + torch.rand(n, 2, generator=generator)) - half_width
+        return side * (corner + torch.rand(n, 2, generator=generator, device=origin(generator))) - half_width
 
     def density(x: Tensor) -> Tensor:
         cell = torch.floor((x + half_width) / side)
@@ -145,10 +146,10 @@ def spirals(noise: float = 0.1, turns: float = 1.5, scale: float = 1.0) -> Plana
     _finite(turns=turns, scale=scale)
 
     def draw(n: int, generator: torch.Generator | None) -> Tensor:
-        angle = 2 * math.pi * turns * torch.sqrt(torch.rand(n, generator=generator))
-        sign = 1.0 - 2.0 * torch.randint(2, (n, 1), generator=generator)
+        angle = 2 * math.pi * turns * torch.sqrt(torch.rand(n, generator=generator, device=origin(generator)))
+        sign = 1.0 - 2.0 * torch.randint(2, (n, 1), generator=generator, device=origin(generator))
         arm = torch.stack([-angle.cos() * angle, angle.sin() * angle], dim=1) / 3.0
-        return scale * (sign * arm + noise * torch.randn(n, 2, generator=generator))
+        return scale * (sign * arm + noise * torch.randn(n, 2, generator=generator, device=origin(generator)))
 
     return Planar("spirals", draw)
 
@@ -166,7 +167,7 @@ def pinwheel(
     for name, value in (("radial_std", radial_std), ("tangential_std", tangential_std), ("scale", scale)):
         validate.number(name, value, 0, math.inf, low_open=True, high_open=True)
     _finite(rate=rate)
-    scales = torch.tensor([radial_std, tangential_std])
+    scales, outward = (torch.tensor(pair, device="cpu") for pair in ([radial_std, tangential_std], [1.0, 0.0]))
 
     # Untwisting rotates by an angle that depends only on the radius: it preserves areas, so the density is that of the
     # blades before the twist.
@@ -178,8 +179,9 @@ def pinwheel(
         return rate * torch.exp(radius)
 
     def draw(n: int, generator: torch.Generator | None) -> Tensor:
-        blade = torch.randint(blades, (n,), generator=generator)
-        x = torch.randn(n, 2, generator=generator) * scales + torch.tensor([1.0, 0.0])
+        blade = torch.randint(blades, (n,), generator=generator, device=origin(generator))
+        x = torch.randn(n, 2, generator=generator, device=origin(generator))
+        x = x * scales.to(x) + outward.to(x)
         return scale * rotate(x, 2 * math.pi * blade / blades + twist(x.norm(dim=1)))
 
     def density(x: Tensor) -> Tensor:
@@ -189,7 +191,7 @@ def pinwheel(
         terms = []
         for blade in range(blades):
             angle = torch.full_like(x[:, 0], -2 * math.pi * blade / blades)
-            z = (rotate(untwisted, angle) - torch.tensor([1.0, 0.0]).to(x)) / std
+            z = (rotate(untwisted, angle) - outward.to(x)) / std
             terms.append(-0.5 * z.square().sum(1) - std.log().sum() - math.log(2 * math.pi))
         return torch.logsumexp(torch.stack(terms), dim=0) - math.log(blades) - 2 * math.log(scale)
 

@@ -105,7 +105,7 @@ class Diffusion:
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> Diffusion:
         """The loss that has this description; its label dropout, which only training needs, is 0."""
-        betas = torch.tensor(description["betas"], dtype=torch.float64)
+        betas = torch.tensor(description["betas"], dtype=torch.float64, device="cpu")
         return cls(NoiseSchedule(betas), description["prediction"])
 
     def velocity(self, network: nn.Module) -> ProbabilityFlow:

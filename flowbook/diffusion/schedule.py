@@ -12,18 +12,20 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook._core.times import WITHOUT_FLOAT64
 
 Prediction = Literal["noise", "data", "v"]
 
 """What a diffusion model predicts; "v" is the v of Salimans and Ho (2022), not dx/dt."""
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+LARGEST_BETA = 0.999
 LARGEST_SIGNAL = 0.1
 """A schedule whose last step keeps more than this of the data's amplitude does not reach pure noise."""
 
@@ -48,6 +50,8 @@ class NoiseSchedule:
     """
 
     betas: Tensor
+    ends_in_pure_noise: bool = field(init=False, repr=False)
+    """Whether the last step keeps nothing of the data."""
 
     def __post_init__(self) -> None:
         validate.float_tensor("betas", self.betas, finite=True)
@@ -60,6 +64,7 @@ class NoiseSchedule:
             )
         object.__setattr__(self, "betas", self.betas.double().clone())
         object.__setattr__(self, "_copies", {})
+        object.__setattr__(self, "ends_in_pure_noise", high == 1)
         signal = float(self.alphas_cumprod[-1].sqrt())
         if signal > LARGEST_SIGNAL:
             warnings.warn(
@@ -77,7 +82,8 @@ class NoiseSchedule:
         Args:
             steps: T.
             beta_start, beta_end: the first and last beta.
-            rescale: multiply both by 1000 / steps, so that another number of steps adds the same noise in total.
+            rescale: multiply both by 1000 / steps, so that another number of steps adds the same noise in total; what
+                would then exceed 0.999, with 20 steps or fewer, is 0.999.
 
         Example:
             >>> NoiseSchedule.linear(1000).betas[0]
@@ -85,10 +91,11 @@ class NoiseSchedule:
         """
         validate.positive_int("steps", steps)
         factor = 1000 / steps if rescale else 1.0
-        return cls(torch.linspace(factor * beta_start, factor * beta_end, steps, dtype=torch.float64))
+        betas = torch.linspace(factor * beta_start, factor * beta_end, steps, dtype=torch.float64, device="cpu")
+        return cls(betas.clamp_max(LARGEST_BETA) if rescale else betas)
 
     @classmethod
-    def cosine(cls, steps: int, offset: float = 0.008, largest: float = 0.999) -> NoiseSchedule:
+    def cosine(cls, steps: int, offset: float = 0.008, largest: float = LARGEST_BETA) -> NoiseSchedule:
         r"""Betas that make :math:`\bar\alpha` a squared cosine (Nichol and Dhariwal 2021, equation 17).
 
         Args:
@@ -105,7 +112,7 @@ class NoiseSchedule:
             tensor(0.9990, dtype=torch.float64)
         """
         validate.positive_int("steps", steps)
-        s = torch.arange(steps + 1, dtype=torch.float64) / steps
+        s = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
         signal = torch.cos(0.5 * math.pi * (s + offset) / (1 + offset)).square()
         return cls((1 - signal[1:] / signal[:-1]).clamp_max(largest))
 
@@ -128,11 +135,6 @@ class NoiseSchedule:
         return self.alphas.cumprod(0)
 
     @property
-    def ends_in_pure_noise(self) -> bool:
-        """Whether the last step keeps nothing of the data."""
-        return float(self.betas[-1]) == 1.0
-
-    @property
     def log_snr(self) -> Tensor:
         """The logarithm of abar / (1 - abar), the signal-to-noise ratio, shape (T,)."""
         return torch.log(self.alphas_cumprod) - torch.log1p(-self.alphas_cumprod)
@@ -140,13 +142,15 @@ class NoiseSchedule:
     def on(self, device: torch.device) -> NoiseSchedule:
         """The same schedule with its tensors on a device. It is cached: moving them at every use would wait for a GPU.
 
+        For a device without float64 it stays where it is, since float32 would lose digits of the products.
+
         Example:
             >>> schedule = NoiseSchedule.linear(1000)
             >>> schedule.on(torch.device("cpu")) is schedule
             True
         """
         copies: dict[torch.device, NoiseSchedule] = self._copies  # type: ignore[attr-defined]
-        if device == self.betas.device:
+        if device == self.betas.device or device.type in WITHOUT_FLOAT64:
             return self
         if device not in copies:
             copies[device] = moved = copy.copy(self)
@@ -255,14 +259,14 @@ class NoiseSchedule:
     def _look_up(self, i: Tensor | int, x: Tensor) -> Callable[[Tensor], Tensor]:
         index = self.check_step(i, len(x))
         if index.dim() == 0:
-            return lambda table: table[index].to(x.dtype)
-        index = index.to(x.device)
-        return lambda table: table[index].to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+            return lambda table: table[index].to(x)
+        index = index.to(self.on(x.device).betas.device)
+        return lambda table: table[index].to(x).reshape(-1, *[1] * (x.dim() - 1))
 
     def check_step(self, i: Tensor | int, batch: int) -> Tensor:
         """``i`` as a tensor, () or (batch,); raises for negative steps, which as indices would count from the end."""
         if isinstance(i, int) and not isinstance(i, bool):
-            i = torch.tensor(i)
+            i = torch.tensor(i, device="cpu")
         if not isinstance(i, Tensor) or i.is_floating_point() or i.dtype == torch.bool:
             got = f"dtype {i.dtype}" if isinstance(i, Tensor) else type(i).__name__
             raise TypeError(f"i: expected an integer step or a long tensor; got {got}")

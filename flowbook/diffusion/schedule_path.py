@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from flowbook._core.times import tensor_of
+from flowbook._core.times import WITHOUT_FLOAT64, tensor_of
 from flowbook.diffusion.schedule import NoiseSchedule
 from flowbook.paths import Path
 
@@ -36,7 +36,7 @@ class SchedulePath(Path):
         if schedule.ends_in_pure_noise:  # minus infinity: alpha is taken as a tenth of the next one instead of 0
             levels[0] = levels[1] - 2 * math.log(10.0)
         cubics = PchipInterpolator(range(schedule.steps), levels.numpy()).c
-        cubics = torch.as_tensor(cubics.copy())  # (4, T - 1), the highest power first
+        cubics = torch.from_numpy(cubics.copy())  # (4, T - 1), the highest power first
         self._cubics = {cubics.device: cubics}
 
     def __repr__(self) -> str:
@@ -62,7 +62,8 @@ class SchedulePath(Path):
         place = t * (self.schedule.steps - 1)
         left = place.floor().clamp(0, self.schedule.steps - 2).long()
         if t.device not in self._cubics:  # only once, since it waits for a GPU
-            self._cubics[t.device] = self._cubics[self.schedule.betas.device].to(t.device)
+            exact = self._cubics[self.schedule.betas.device]
+            self._cubics[t.device] = (exact.float() if t.device.type in WITHOUT_FLOAT64 else exact).to(t.device)
         cubics = self._cubics[t.device].index_select(1, left.flatten())  # [:, left] would read a scalar's value
         return cubics.reshape(4, *left.shape).to(t.dtype), place - left
 

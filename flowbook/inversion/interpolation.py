@@ -44,7 +44,7 @@ def slerp(a: Tensor, b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     """
     _check_pair(a, b)
     w = _weights(weights, a)
-    flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    flat_a, flat_b = a.flatten(1), b.flatten(1)
     length_a, length_b = flat_a.norm(dim=1), flat_b.norm(dim=1)
     if bool((length_a == 0).any()) or bool((length_b == 0).any()):
         raise ValueError("a, b: expected nonzero vectors; got one that is zero")
@@ -119,8 +119,8 @@ def interpolate(
     validate.boolean("spherical", spherical)
     check_condition("y", y, len(a), velocity)
     there = invert(velocity, torch.cat([a, b]), y=repeated(y, 2), solver=chosen)
-    weights = torch.linspace(0, 1, n, dtype=torch.float64)
-    of_a, of_b = there.x.split(len(a))
+    weights = torch.linspace(0, 1, n, dtype=torch.float64, device="cpu")
+    of_a, of_b = there.x[: len(a)], there.x[len(a) :]
     latents = slerp(of_a, of_b, weights) if spherical else lerp(of_a, of_b, weights)
     back = sample(velocity, latents.flatten(0, 1), y=repeated(y, n), solver=chosen)
     return Interpolation(back.x.unflatten(0, latents.shape[:2]), latents, there.nfe + back.nfe)

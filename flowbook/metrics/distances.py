@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowbook._core import validate
 from flowbook._core.assignment import assign
+from flowbook._core.draws import origin
 
 
 def wasserstein2(a: Tensor, b: Tensor) -> float:
@@ -74,7 +75,9 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 512, generator: 
     validate.same_shape("b", b, "a", a)
     validate.positive_int("projections", projections)
     validate.generator(generator)
-    directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
+    directions = torch.randn(
+        a.shape[1], projections, generator=generator, dtype=torch.float64, device=origin(generator)
+    ).cpu()
     directions = directions / directions.norm(dim=0)
     gaps = (a @ directions).sort(dim=0).values - (b @ directions).sort(dim=0).values
     return math.sqrt(float(gaps.square().mean()))
@@ -100,7 +103,9 @@ def mmd(a: Tensor, b: Tensor, bandwidth: float | None = None) -> float:
         raise ValueError(f"a, b: expected at least 2 samples each; got {len(a)} and {len(b)}")
     if bandwidth is None:
         pooled = torch.cat([a, b])
-        bandwidth = float(torch.pdist(pooled[torch.randperm(len(pooled), generator=_fixed())[:1000]]).median())
+        bandwidth = float(
+            torch.pdist(pooled[torch.randperm(len(pooled), generator=_fixed(), device="cpu")[:1000]]).median()
+        )
         if bandwidth == 0:
             raise ValueError(
                 "bandwidth: the median distance of a and b is 0, since most of their samples are equal; expected "
@@ -140,7 +145,7 @@ def samples_as_rows(name: str, x: Tensor) -> Tensor:
     validate.float_tensor(name, x, min_dim=2, finite=True)
     if x.numel() == 0:
         raise ValueError(f"{name}: expected at least one sample; got shape {tuple(x.shape)}")
-    return x.detach().flatten(1).double().cpu()
+    return x.detach().flatten(1).cpu().double()
 
 
 def same_dimension(name: str, x: Tensor, other_name: str, other: Tensor) -> None:

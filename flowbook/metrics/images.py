@@ -46,7 +46,7 @@ def moments(features: Tensor) -> Moments:
 
 def frechet_from_moments(a: Moments, b: Moments) -> float:
     """:func:`frechet_distance` from stored means and covariances."""
-    (mean_a, cov_a), (mean_b, cov_b) = ((m.double(), c.double().reshape(len(m), len(m))) for m, c in (a, b))
+    (mean_a, cov_a), (mean_b, cov_b) = ((m.cpu().double(), c.cpu().double().reshape(len(m), len(m))) for m, c in (a, b))
     validate.same_shape("b", mean_b, "a", mean_a)
     for name, parts in (("a", (mean_a, cov_a)), ("b", (mean_b, cov_b))):
         for part in parts:

@@ -14,7 +14,7 @@ from flowbook.guidance import guided
 from flowbook.metrics.images import Moments, frechet_from_moments, moments
 from flowbook.models import Classifier, features_and_labels
 from flowbook.solvers import Solver, SolverOptions, as_solver, sample
-from flowbook.velocity import Velocity, device_of
+from flowbook.velocity import Velocity, device_of, dtype_of
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,13 @@ def labels_like(class_counts: Sequence[int], n: int) -> Tensor:
         tensor([2, 2, 4])
     """
     validate.positive_int("n", n)
-    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    counts = torch.as_tensor(class_counts, dtype=torch.float64, device="cpu")
     if counts.dim() != 1 or not bool((counts >= 0).all()) or not float(counts.sum()) > 0:
         raise ValueError(f"class_counts: expected the count of each class, not all 0; got {class_counts}")
     # The j-th sample of label k is placed at (j + 1/2) / n_k: sorted, every stretch has all classes in proportion.
     share = counts / counts.sum() * n
-    places = [
-        (torch.arange(n, dtype=torch.float64) + 0.5) / part if part > 0 else torch.full((n,), 2.0 * n) for part in share
-    ]
+    order = torch.arange(n, dtype=torch.float64, device="cpu")
+    places = [(order + 0.5) / part if part > 0 else torch.full_like(order, 2.0 * n) for part in share]
     return torch.stack(places, dim=1).flatten().argsort(stable=True)[:n] % len(counts)
 
 
@@ -126,8 +125,8 @@ def score_velocity(
     labels = labels_like([1] * judge.num_classes if class_counts is None else class_counts, n)
     images, calls, device = [], 0, device_of(velocity)
     for part in labels.split(batch_size):
-        x0 = torch.randn(len(part), judge.channels, judge.size, judge.size, generator=generator)
-        solution = sample(field, x0.to(device), y=part.to(device), solver=chosen)
+        x0 = torch.randn(len(part), judge.channels, judge.size, judge.size, generator=generator, device="cpu")
+        solution = sample(field, x0.to(device=device, dtype=dtype_of(velocity)), y=part.to(device), solver=chosen)
         images.append(solution.x.cpu())
         calls += len(part) * solution.nfe
     found = score_images(torch.cat(images), labels, judge, reference)

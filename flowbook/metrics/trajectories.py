@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook._core.times import in_float64
 from flowbook.condition import Condition, check_condition
 from flowbook.metrics.distances import wasserstein2
 from flowbook.solvers import solve
@@ -86,7 +87,7 @@ def transport_cost(x0: Tensor, x1: Tensor, *, power: float = 2.0) -> float:
     validate.float_tensor("x1", x1, min_dim=2, finite=True)
     validate.same_shape("x1", x1, "x0", x0)
     validate.number("power", power, 0, float("inf"), low_open=True, high_open=True)
-    squares = (x1.double() - x0.double()).flatten(1).square().sum(1)
+    squares = (in_float64(x1) - in_float64(x0)).flatten(1).square().sum(1)
     return float((squares ** (power / 2)).mean())
 
 

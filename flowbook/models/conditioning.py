@@ -84,9 +84,9 @@ class VectorEmbedding(nn.Module):
     def forward(self, y: Tensor | None, x: Tensor) -> Tensor:
         """y: (B, dim), or None for vectors of which everything is missing; x: the state -> (B, width)."""
         if y is None:
-            y = x.new_full((len(x), self.dim), math.nan)
+            y = x.new_full((x.shape[0], self.dim), math.nan)
         validate.float_tensor("y", y)
-        if y.shape != (len(x), self.dim):
+        if y.shape != (x.shape[0], self.dim):
             raise ValueError(f"y: expected vectors of shape ({len(x)}, {self.dim}); got {tuple(y.shape)}")
         y = y.to(x.dtype)
         return self.layers(torch.cat([y.nan_to_num(nan=0.0), y.isnan().to(x.dtype)], dim=1))

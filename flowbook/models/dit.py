@@ -16,7 +16,7 @@ from flowbook.models.embedding import LabelEmbedding, TimeNetwork, batch_of_time
 from flowbook.models.grid import check_grid, patches, sides_of, unpatched
 
 
-def positions(sides: Sequence[int], dim: int) -> Tensor:
+def positions(sides: Sequence[int], dim: int, device: torch.device | None = None) -> Tensor:
     """Sines and cosines of the place of each patch along each side, shape (number of patches, dim).
 
     Example:
@@ -24,8 +24,8 @@ def positions(sides: Sequence[int], dim: int) -> Tensor:
         torch.Size([6, 8])
     """
     count = dim // (2 * len(sides))  # frequencies for each side; what is left of dim stays 0
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(count) / count)
-    axes = torch.meshgrid(*(torch.arange(side) for side in sides), indexing="ij")
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(count, device=device) / count)
+    axes = torch.meshgrid(*(torch.arange(side, device=device) for side in sides), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in axes]
     waves = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
     return F.pad(waves, (0, dim - waves.shape[1]))
@@ -169,4 +169,4 @@ class DiT(Conditioning):
         sides = squares.shape[2:]
         if sides == tuple(side // self.patch for side in self.sides):
             return self.positions
-        return positions(sides, self.positions.shape[1]).to(squares.device)
+        return positions(sides, self.positions.shape[1], squares.device)

@@ -37,10 +37,10 @@ class TimeEmbedding(nn.Module):
         if dim % 2:
             raise ValueError(f"dim: expected an even number; got {dim}")
         self._dim, self._scale = dim, scale
-        self.register_buffer("frequencies", self._table(), persistent=False)
+        self.register_buffer("frequencies", self._table().to(torch.get_default_device()), persistent=False)
 
     def _table(self) -> Tensor:
-        exponents = torch.arange(self._dim // 2, dtype=torch.float64) / (self._dim // 2)
+        exponents = torch.arange(self._dim // 2, dtype=torch.float64, device="cpu") / (self._dim // 2)
         return (self._scale * torch.exp(-math.log(10000.0) * exponents)).float()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:

@@ -127,7 +127,7 @@ def read_exported(path: str | Path) -> nn.Module:
             told = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             description, trained = told["model"], told["trained_on"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        model = build(description["name"], **description["arguments"])
+        model = build(description["name"], **description["arguments"]).float()
         remember(model, trained and TrainedOn(**trained))
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:

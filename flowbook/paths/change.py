@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
-from flowbook._core.times import WITHOUT_FLOAT64
+from flowbook._core.times import widest_dtype
 from flowbook.condition import Condition
 from flowbook.paths.conversion import ConvertedVelocity, path_of
 from flowbook.paths.noise_level import crossing
@@ -59,7 +59,7 @@ class ChangedPath(Wrapper):
 
     def forward(self, x: Tensor, t: Tensor | float, y: Condition = None) -> Tensor:
         validate.time("t", t, len(x))
-        exact = torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64
+        exact = widest_dtype(x.device)
         t = torch.as_tensor(t, device=x.device).to(exact).clamp(0, self.path.last_velocity_time)
         data, noise = expected_parts(self.velocity, x, self.path.alpha(t), self.path.sigma(t), y)
         return _column(self.path.alpha_dot(t), x) * data + _column(self.path.sigma_dot(t), x) * noise

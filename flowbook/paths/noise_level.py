@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
-from flowbook._core.times import in_float64
+from flowbook._core.times import in_float64, tensor_of
 from flowbook.paths.path import Path
 from flowbook.paths.standard import VEPath
 
@@ -29,7 +29,7 @@ def time_of_noise(path: Path, noise_std: Tensor | float) -> Tensor:
         tensor(0.2500, dtype=torch.float64)
     """
     validate.instance("path", path, Path, "LinearPath()")
-    s = in_float64(noise_std) if isinstance(noise_std, Tensor) else torch.tensor(noise_std, dtype=torch.float64)
+    s = in_float64(noise_std) if isinstance(noise_std, Tensor) else tensor_of(noise_std)
     low, high = torch.zeros_like(s), torch.ones_like(s)
     # A path's noise level at t = 1 is often given with a few digits: 0.01 for the 0.010001 of a schedule.
     above, below = (path.sigma(t) * slack / (1 + s) for t, slack in ((low, 1e-6), (high, 1e-3)))
@@ -109,6 +109,6 @@ def karras_grid(
         validate.number(name, level, 0, math.inf, low_open=True, high_open=True)
         levels.append(float(level))
     first, last = (level ** (1 / rho) for level in levels)
-    spaced = torch.linspace(0, 1, n + 1, dtype=torch.float64) * (last - first) + first
+    spaced = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu") * (last - first) + first
     times = time_of_noise(path, (spaced**rho).clamp(levels[1], levels[0])).tolist()
     return (0.0, *(t for t in times if 1e-9 < t < 1 - 1e-9), 1.0)

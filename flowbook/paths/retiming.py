@@ -52,7 +52,7 @@ class RetimedPath(Path):
         return speed * self.path.sigma_dot(inner)
 
     def _inner(self, u: Tensor | float) -> tuple[Tensor, Tensor]:
-        left = 1 - (u if isinstance(u, Tensor) else torch.tensor(u, dtype=torch.float64))
+        left = 1 - (u if isinstance(u, Tensor) else torch.tensor(u, dtype=torch.float64, device="cpu"))
         return 1 - left**self.power, self.power * left ** (self.power - 1)
 
 

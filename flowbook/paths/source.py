@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook._core.draws import origin
 from flowbook._core.times import working_dtype
 
 
@@ -37,7 +38,7 @@ class Normal:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n tensors, shape (n, ...), in torch's default dtype."""
-        return self.std * torch.randn(n, *self.shape, generator=generator)
+        return self.std * torch.randn(n, *self.shape, generator=generator, device=origin(generator))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density in nats, shape (B,), in float32 at least."""

@@ -159,7 +159,7 @@ def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Ten
     def preview(velocity: nn.Module) -> Tensor:
         like = next(velocity.parameters())
         count = 50 if classes is None else 10 * classes
-        noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(like)
+        noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
         y = None if classes is None else torch.arange(count, device=like.device) // 10
         field = velocity
         if classes is not None and options["guidance"] != 1.0:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
+from flowbook._core.draws import indices
 from flowbook._core.fields import set_fields
 from flowbook._core.shard_folder import ShardFolder
 from flowbook._core.shards import Shards
@@ -22,7 +23,7 @@ from flowbook.data import GenerationOptions, Source
 from flowbook.data.generated_images import split_options
 from flowbook.data.generation import as_condition, as_source, generate, generation
 from flowbook.solvers import Solver, SolverOptions, as_solver, sample
-from flowbook.velocity import Velocity, device_of
+from flowbook.velocity import Velocity, device_of, dtype_of
 
 
 class PairFolder(ShardFolder):
@@ -108,7 +109,7 @@ class PairDataset(Shards):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Any]:
         """One pair (x0, x1, y)."""
-        x0, x1, y = self.batch(torch.tensor([index]))
+        x0, x1, y = self.batch([index])
         return x0[0], x1[0], map_condition(lambda part: part[0], y)
 
     def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor, Any]:
@@ -160,9 +161,9 @@ class OnlinePairs:
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Any]:
         """A batch (x0, x1, y), on the teacher's device."""
         device = device_of(self.velocity)
-        x0 = self.source.sample(n, generator=generator).to(device)
+        x0 = self.source.sample(n, generator=generator).to(device=device, dtype=dtype_of(self.velocity))
         y = None
         if self.y is not None:
-            drawn = torch.randint(rows_of(self.y), (n,), generator=generator)
+            drawn = indices(rows_of(self.y), n, generator)
             y = map_condition(lambda part: part[drawn].to(device), self.y)
         return x0, sample(self.velocity, x0, y=y, solver=self.solver).x, y

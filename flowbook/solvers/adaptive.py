@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowbook._core import progress
+from flowbook._core.times import widest_dtype
 from flowbook.solvers.fixed import Field
 from flowbook.solvers.solver import Solver
 
@@ -27,8 +28,8 @@ def solve_adaptive(f: Field, x: Tensor, solver: Solver, times: list[float]) -> l
         watch.before_call(t)
         return f(state, t.clamp(low, high).to(state.dtype))
 
-    grid = torch.tensor(times, dtype=torch.float64, device=x.device)
-    options = {"step_t": grid[-1:]}
+    grid = torch.tensor(times, dtype=widest_dtype(x.device), device=x.device)
+    options = {"step_t": grid[-1:], "dtype": grid.dtype}
     try:
         with watch:
             states = odeint(inside, x, grid, rtol=solver.rtol, atol=solver.atol, method=solver.method, options=options)

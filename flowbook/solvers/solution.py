@@ -15,7 +15,7 @@ from flowbook.condition import Condition, check_condition, warn_untrained
 from flowbook.solvers.adaptive import solve_adaptive
 from flowbook.solvers.fixed import FIXED, solve_fixed
 from flowbook.solvers.solver import Solver, SolverOptions, as_solver, ending_at, ordered_times
-from flowbook.velocity import Velocity, call, evaluating, model_calls
+from flowbook.velocity import Velocity, call, check_order, evaluating, model_calls
 
 
 class SolveOptions(SolverOptions, total=False):
@@ -87,6 +87,11 @@ def solve(
     chosen = as_solver(solver)
     _check(velocity, x, t0, t1, y)
     t0, t1 = float(t0), float(t1)
+    if not chosen.fixed and not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        raise ValueError(
+            f"method: {chosen.method} decides by the values of its states, which torch.func hides; expected a "
+            "fixed-step method under vmap and the like, such as rk4"
+        )
     times = [t0, t1] if save_at is None else ending_at("save_at", list(ordered_times("save_at", save_at)), t0, t1)
     grid = chosen.times(t0, t1) if chosen.fixed and t0 != t1 else []
     if not differentiable:
@@ -145,6 +150,7 @@ class _Field:
 def _check(velocity: Velocity, x: Tensor, t0: float, t1: float, y: Condition) -> None:
     if not callable(velocity):
         raise TypeError(f"velocity: expected a callable v(x, t, y=None); got {type(velocity).__name__}")
+    check_order(velocity)
     validate.float_tensor("x", x, min_dim=1, finite=True)
     for name, t in (("t0", t0), ("t1", t1)):
         validate.number(name, t, -validate.TIME_SLACK, 1 + validate.TIME_SLACK)

@@ -16,6 +16,7 @@ from flowbook.data import is_tensors, unpack
 from flowbook.training import batches
 from flowbook.training.config import TrainConfig
 from flowbook.training.loss import CompleteLoss
+from flowbook.velocity import check_order
 
 Callback = Callable[[int, nn.Module, dict[str, float]], None]
 Progress = bool | Literal["lines"] | None
@@ -70,6 +71,12 @@ class Arguments:
 def _check_network(network: nn.Module) -> None:
     if not isinstance(network, nn.Module):
         raise TypeError(f"velocity: expected a torch.nn.Module to train; got {type(network).__name__}")
+    check_order(network)
+    if not any(True for _ in network.parameters()):
+        raise ValueError(
+            "velocity: expected trainable parameters; got a module without any. A network that a function calls is not "
+            "seen: pass the network itself, or a module that holds it"
+        )
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError(
             "velocity: expected trainable parameters; got none that require gradients, as in the averaged copy that a "

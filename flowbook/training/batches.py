@@ -51,7 +51,7 @@ class EpochOrder:
         self._epochs: dict[int, Tensor] = {}
 
     def indices(self, step: int) -> Tensor:
-        position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        position = torch.arange(step * self.batch_size, (step + 1) * self.batch_size, device="cpu")
         first, last = int(position[0]) // self.samples, int(position[-1]) // self.samples
         self._epochs = {epoch: self._permutation(epoch) for epoch in range(first, last + 1)}
         if first == last:
@@ -63,7 +63,7 @@ class EpochOrder:
         if epoch in self._epochs:
             return self._epochs[epoch]
         generator = torch.Generator().manual_seed(keyed.mix(self.seed, epoch))
-        return torch.randperm(self.samples, generator=generator)
+        return torch.randperm(self.samples, generator=generator, device="cpu")
 
 
 @dataclass(frozen=True)

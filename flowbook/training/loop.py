@@ -199,7 +199,7 @@ class Run:
                 "nothing is left to train",
                 stacklevel=3,
             )
-        self.losses = torch.zeros(max(self.last - self.first, 0), device=self.device)
+        self.losses = torch.zeros(max(self.last - self.first, 0), dtype=torch.float32, device=self.device)
         kept = [] if folder is None else checkpoints.available(folder / "checkpoints")
         self.checked, self.written = self.first, kept[-1] if kept else None
 

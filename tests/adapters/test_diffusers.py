@@ -222,7 +222,7 @@ def test_networks_and_their_conditions_give_what_ddim_gives(make: Any, channels:
     model, scheduler = make(), diffusers.DDIMScheduler(**SHORT)
     velocity = from_diffusers(model, scheduler)
     x0 = torch.randn(2, channels, 8, 8, generator=seeded())
-    y = next(iter(condition.values()), None)
+    y: Any = next(iter(condition.values()), None)
     ours = sample(velocity, x0, y=y, rtol=1e-4, atol=1e-4).x
     theirs = run(scheduler, model, x0, 100, **condition)
     assert gap(ours, theirs) < 0.03 * float(theirs.abs().mean())

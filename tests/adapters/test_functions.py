@@ -61,7 +61,9 @@ def test_a_function_is_called_as_it_wants_and_nothing_else_changes(
         def forward(self, *arguments: Tensor, **fixed: Any) -> Tensor:
             return f(*arguments, **fixed)
 
-    velocity = from_callable(Network() if module else f, order, time_scale, reverse, sign, mode="plain")
+    velocity = from_callable(
+        Network() if module else f, order, time_scale=time_scale, reverse=reverse, sign=sign, mode="plain"
+    )
     v = velocity(X, T)
     time = time_scale * (1 - 0.25 if reverse else 0.25)
     torch.testing.assert_close(v, sign * (X + time))
@@ -83,7 +85,7 @@ def test_what_it_predicts_is_converted_on_its_path(output: str, path: Path) -> N
         exact = MIXTURE.velocity(x, t / 100, path)
         return path.convert(exact, x, t / 100, source="velocity", target=quantity)
 
-    velocity = from_callable(model, "t,x", 100.0, output=output, path=path)
+    velocity = from_callable(model, "t,x", time_scale=100.0, output=output, path=path)
     torch.testing.assert_close(velocity(X, T), MIXTURE.velocity(X, T, path), rtol=1e-6, atol=1e-6)
     assert path_of(velocity) is path and velocity.path is path
 

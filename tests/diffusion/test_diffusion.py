@@ -121,7 +121,7 @@ def test_conversions_are_inverse_to_one_another(schedule: NoiseSchedule) -> None
 
 
 def test_what_a_schedule_refuses_and_warns_of() -> None:
-    for betas in (torch.tensor([0.0, 0.5]), torch.tensor([0.5, 1.0]), torch.tensor([-0.1]), torch.tensor([math.nan])):
+    for betas in (torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.5]), torch.tensor([-0.1]), torch.tensor([math.nan])):
         with pytest.raises(ValueError, match="betas"):
             NoiseSchedule(betas)
     with pytest.raises(TypeError, match="betas"):
@@ -136,8 +136,28 @@ def test_what_a_schedule_refuses_and_warns_of() -> None:
         warnings.simplefilter("error")
         assert float(NoiseSchedule.linear(300, rescale=True).alphas_cumprod[-1].sqrt()) < 0.01
         NoiseSchedule.cosine(50)
-    with pytest.raises(ValueError, match="betas"):  # 10 steps rescaled: the last beta would be 2
-        NoiseSchedule.linear(10, rescale=True)
+        for steps in (2, 10, 20):  # what the warning advises; 10 steps rescaled would end in a beta of 2
+            assert float(NoiseSchedule.linear(steps, rescale=True).betas[-1]) == 0.999
+
+
+def test_a_last_step_of_pure_noise_takes_a_model_of_v_or_data() -> None:
+    schedule = NoiseSchedule(torch.cat([torch.linspace(1e-3, 0.2, 99), torch.ones(1)]).double())
+    assert schedule.ends_in_pure_noise and not NoiseSchedule.linear(1000).ends_in_pure_noise
+    x, two = torch.randn(4, 2), lambda x, i, y=None: torch.full_like(x, 2.0)
+    assert torch.equal(diffusion.ddpm_sample(two, x, schedule, prediction="data"), torch.full_like(x, 2.0))
+    close = torch.testing.assert_close
+    close(diffusion.ddim_sample(two, x, schedule, 5, prediction="data"), torch.full_like(x, 2.0))
+    flow = diffusion.probability_flow(two, schedule, prediction="data")
+    end = float(flow.path.alpha(1.0)) * 2
+    close(solvers.sample(flow, x, method="rk4", steps=50).x, torch.full_like(x, end), rtol=0, atol=0.2)
+    for prediction in (None, "noise"):
+        for use in (
+            lambda: diffusion.ddpm_sample(two, x, schedule, prediction=prediction),  # noqa: B023
+            lambda: diffusion.ddpm_loss(two, x, schedule, prediction=prediction),  # noqa: B023
+            lambda: diffusion.probability_flow(two, schedule, prediction=prediction),  # noqa: B023
+        ):
+            with pytest.raises(ValueError, match="prediction: expected 'v' or 'data' with a schedule whose last step"):
+                use()
 
 
 @pytest.mark.parametrize(
