@@ -23,7 +23,7 @@ from flowbook.velocity import Velocity, inside, said_by
 Condition = Tensor | Mapping[str, Any] | Sequence[Any] | None
 """None, a tensor with the batch first, or a dict or tuple of conditions."""
 Null = float | Tensor | Mapping[str, Any] | Sequence[Any] | None
-"""A value that means "no condition": of one sample, or of a batch; or a dict or tuple of such, as the condition is."""
+"""A value that means "no condition", of one sample or of a batch; or a dict or tuple of such, as the condition is."""
 
 
 def joined(conditions: Sequence[Condition]) -> Any:
@@ -141,7 +141,7 @@ class TrainedOn:
     something: bool
     """Whether there was a condition."""
     nothing: bool
-    """Whether there was none, or its null: by ``condition_dropout``, or in the data."""
+    """Whether there was none, or its null, by ``condition_dropout`` or in the data."""
 
 
 def remember(network: nn.Module, trained: TrainedOn | None) -> None:

@@ -60,7 +60,7 @@ class OptimalTransport:
             centering noise and data, so that one value suits every dimension and scale.
         label_aware: pair only within each label; for a dict y the key of its labels. Otherwise the noise paired with a
             label no longer follows the source distribution: a conditional model would be trained on the wrong source
-            (Cheng and Schwing 2025).
+            (Cheng and Schwing 2025). False does so without a warning.
         condition_cost: for conditions that are no labels. A number w adds w times the squared distance of the
             rows' conditions to the cost of pairing the data of one row with the noise of another, so that noise is
             exchanged between similar conditions only (Kerrigan et al. 2024; Cheng and Schwing 2025). Or a function
@@ -78,17 +78,11 @@ class OptimalTransport:
 
     method: str = "exact"
     reg: float = 0.05
-    label_aware: bool | str = False
+    label_aware: bool | str | None = None
     condition_cost: float | ConditionCost = 0.0
 
     def __post_init__(self) -> None:
-        validate.one_of("method", self.method, ("exact", "sinkhorn"))
-        bounds = {"low_open": True, "high_open": True}
-        validate.number("reg", self.reg, 0, math.inf, **bounds)
-        if not isinstance(self.label_aware, str):
-            validate.boolean("label_aware", self.label_aware)
-        if not callable(self.condition_cost):
-            validate.number("condition_cost", self.condition_cost, 0, math.inf, high_open=True)
+        _check_options(self)
 
     def __call__(
         self,
@@ -97,21 +91,15 @@ class OptimalTransport:
         y: Condition = None,
     ) -> Coupled:
         _check(x0, x1, y)
-        extra = _added_cost(self.condition_cost, y)
-        if self.label_aware is False:
-            if y is not None and extra is None:
-                _warn_blind(self)
-            return x0[self._permutation(x0, x1, extra)], x1, y
-        labels = _labels(y, self.label_aware, len(x1))
+        added = _added_cost(self.condition_cost, y)
         order = torch.arange(len(x0), device=x0.device)
-        for label in labels.unique():
-            members = (labels == label).nonzero().squeeze(1).to(x0.device)
-            own = None if extra is None else extra[members][:, members]
-            chosen = self._permutation(x0[members], x1[members], own)
-            order[members] = members[chosen]
+        for rows in _groups(self, y, order.clone()):  # one, or one a label
+            cost = None if added is None else added[rows][:, rows]
+            chosen = self._permutation(x0[rows], x1[rows], cost)
+            order[rows] = rows[chosen]
         return x0[order], x1, y
 
-    def _permutation(self, x0: Tensor, x1: Tensor, extra: Tensor | None) -> Tensor:
+    def _permutation(self, x0: Tensor, x1: Tensor, added: Any) -> Tensor:
         """The index of the noise for each data sample, shape (B,)."""
         # The optimum depends on inner products alone;
         # centering avoids cancellation far from the origin.
@@ -121,14 +109,33 @@ class OptimalTransport:
         if len(a) == 0:
             return torch.arange(0, device=x0.device)
         _check_finite(x0=b, x1=a)
-        cost = -2 * (a @ b.T)
-        if extra is not None:
-            cost = cost + extra.to(cost)
+        cost = -2 * a @ b.T
+        if added is not None:
+            cost = cost + added.to(cost)
         if self.method == "exact":
             return to_device(assign(cost), x0.device)
         cost = cost + a.square().sum(1)[:, None] + b.square().sum(1)
         plan = _sinkhorn_log_plan(cost, self.reg)
         return to_device(_round_to_permutation(plan), x0.device)
+
+
+def _check_options(coupling: OptimalTransport) -> None:
+    validate.one_of("method", coupling.method, ("exact", "sinkhorn"))
+    validate.number("reg", coupling.reg, 0, math.inf, low_open=True, high_open=True)
+    if not isinstance(coupling.label_aware, str | None):
+        validate.boolean("label_aware", coupling.label_aware)
+    if not callable(coupling.condition_cost):
+        validate.number("condition_cost", coupling.condition_cost, 0, math.inf, high_open=True)
+
+
+def _groups(coupling: OptimalTransport, y: Condition, rows: Tensor) -> list[Tensor]:
+    """The rows within which noise and data are paired."""
+    if coupling.label_aware:
+        labels = _labels(y, coupling.label_aware, len(rows)).to(rows.device)
+        return [rows[labels == label] for label in labels.unique()]
+    if y is not None and not callable(coupling.condition_cost) and coupling.condition_cost == 0:
+        _warn_blind(coupling)
+    return [rows]
 
 
 def _added_cost(weight: float | ConditionCost, y: Condition) -> Tensor | None:
@@ -151,13 +158,13 @@ def _added_cost(weight: float | ConditionCost, y: Condition) -> Tensor | None:
 
 
 def _warn_blind(coupling: OptimalTransport) -> None:
-    if "_warned" in vars(coupling):
+    if coupling.label_aware is False or "_warned" in vars(coupling):
         return
     object.__setattr__(coupling, "_warned", True)
     warnings.warn(
         "OptimalTransport: the batches have conditions, which this coupling does not see: the noise paired with a "
         "condition will not follow the source, from which sampling draws it. Use label_aware=True for labels (or a "
-        "key of a dict), or condition_cost for other conditions",
+        "key of a dict), condition_cost for other conditions, or label_aware=False if you mean it",
         stacklevel=3,
     )
 

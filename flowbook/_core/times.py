@@ -24,7 +24,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 WITHOUT_FLOAT64 = {"mps"}
-"""The types of devices that have no float64: Apple's GPUs."""
+"""The types of devices that have no float64, which is Apple's GPUs."""
 
 
 def in_float64(x: Tensor) -> Tensor:

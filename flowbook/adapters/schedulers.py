@@ -24,7 +24,7 @@ OTHER_TIMES = {
     "QwenImageTransformer2DModel": {"time_scale": 1.0},
     "Lumina2Transformer2DModel": {"time_scale": 1.0, "reverse": False, "sign": 1.0},
 }
-"""What pipelines do between scheduler and model, where it differs: time in [0, 1], and for one noise at time 0."""
+"""What pipelines do between scheduler and model where it differs, with a time in [0, 1]; for one, noise is at 0."""
 
 
 def from_diffusers(

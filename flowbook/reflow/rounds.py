@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from flowbook.reflow.loss import Distance, Perceptual, Reflow, Times
 from flowbook.reflow.pairs import generate_pairs
 from flowbook.solvers import solve
 from flowbook.training import TrainConfig, fit
-from flowbook.velocity import Velocity
+from flowbook.velocity import Velocity, unwrapped
 
 
 class RoundOptions(GenerationOptions, total=False):
@@ -158,7 +159,17 @@ def on_straight_path(velocity: Velocity) -> Any:
         LinearPath(sigma_min=0.0)
     """
     path = path_of(velocity)
-    return velocity if isinstance(path, LinearPath) else change_path(velocity)
+    if isinstance(path, LinearPath):
+        return velocity
+    prediction, alpha = getattr(unwrapped(velocity), "prediction", None), float(path.alpha(0.0))
+    if prediction in ("noise", "score") and alpha < 0.1:
+        warnings.warn(
+            f"velocity: its model predicts the {prediction}, which at t = 0 tells the data only after a division by "
+            f"alpha = {alpha:.2g}, so that a student that starts from it hardly learns there; start from a model of v, "
+            "of the data or of the velocity",
+            stacklevel=3,
+        )
+    return change_path(velocity)
 
 
 def encode(velocity: Velocity, x1: Tensor, *, y: Condition = None) -> Tensor:
