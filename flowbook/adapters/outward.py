@@ -125,7 +125,7 @@ class DiffusersLike(Outward):
         encoder_hidden_states: Condition = None,
         class_labels: Condition = None,
         return_dict: bool = True,
-    ) -> Output | tuple[Tensor]:
+    ) -> Any:
         """What the scheduler expects of its model: noise, data, v, or the flow from data to noise."""
         y = encoder_hidden_states if class_labels is None else class_labels
         time = torch.as_tensor(timestep, dtype=torch.float64).cpu()
@@ -169,7 +169,7 @@ def to_diffusers(velocity: Velocity, scheduler: Any) -> DiffusersLike:
     return DiffusersLike(velocity, scheduler)
 
 
-def _output(prediction: Tensor, return_dict: bool) -> Output | tuple[Tensor]:
+def _output(prediction: Tensor, return_dict: bool) -> Any:
     return Output(prediction) if return_dict else (prediction,)
 
 

@@ -20,7 +20,6 @@ from flowbook.data.images import (
 )
 from flowbook.data.out_of_distribution import CORRUPTIONS, corrupt, letters, photo_patches
 from flowbook.data.planar import Planar, Source, Unpaired, checkerboard, moons, pinwheel, spirals
-from flowbook.paths import Normal
 
 __all__ = [
     "CORRUPTIONS",
@@ -28,7 +27,6 @@ __all__ = [
     "GenerationOptions",
     "ImageShards",
     "ImageTensors",
-    "Normal",
     "Planar",
     "Source",
     "Unpaired",

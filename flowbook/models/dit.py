@@ -85,7 +85,7 @@ class DiT(Conditioning):
             attend to; a token with a NaN is not there. With several kinds of conditions y is a dict with the keys
             "label", "vector" and "context".
 
-    Shapes: x (B, C, *sides) in [-1, 1], t () or (B,), y -> (B, C, *sides). None is the null: the network's own value
+    Shapes: x (B, C, ...) in [-1, 1], t () or (B,), y -> (B, C, ...). None is the null: the network's own value
     for "no condition".
 
     Example:

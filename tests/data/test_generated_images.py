@@ -16,11 +16,12 @@ from helpers import normal, randomized, wait_for
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from flowbook import cli, solvers
-from flowbook.data import ImageShards, Normal, generate_images, generated_images, to_bytes
+from flowbook.data import ImageShards, generate_images, generated_images, to_bytes
 from flowbook.data.generation import keyed_noise
 from flowbook.flow_matching import FlowMatching
 from flowbook.guidance import guided
 from flowbook.models import Compiled, UNet, load_pretrained
+from flowbook.paths import Normal
 from flowbook.reflow import PairDataset, generate_pairs
 from flowbook.training import TrainConfig, fit
 

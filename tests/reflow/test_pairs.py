@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from flowbook import data
 from flowbook.analytic import eight_gaussians
-from flowbook.data import Normal
 from flowbook.data.generation import keyed_noise
 from flowbook.guidance import guided
 from flowbook.models import MLP, UNet
+from flowbook.paths import Normal
 from flowbook.reflow import OnlinePairs, PairDataset, Reflow, generate_pairs
 from flowbook.reflow.pairs import PairFolder
 from flowbook.solvers import Method
