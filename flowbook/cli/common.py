@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ def add_draws(command: argparse.ArgumentParser) -> None:
     """Add the options for guidance and noise."""
     command.add_argument("--guidance", type=float, default=1.0, help="scale of classifier-free guidance; 1 is none")
     command.add_argument("--seed", type=int, default=0, help="seed of the noise")
+
+
+def add_conditions(command: argparse.ArgumentParser, what: str) -> None:
+    """Add the option for a file of conditions."""
+    command.add_argument(
+        "--conditions", type=Path, help=f"a file .npz, .safetensors or .pt with arrays y or y.NAME: {what}"
+    )
 
 
 def add_folder(command: argparse.ArgumentParser) -> None:
@@ -98,15 +106,32 @@ def place(velocity: Any, device: str) -> Any:
     return velocity if chosen.type == "cpu" else velocity.to(chosen, memory_format=torch.channels_last)
 
 
-def guide(velocity: Any, guidance: float, classes: int | None) -> Any:
+def guide(velocity: Any, guidance: float, y: Any) -> Any:
     """The velocity, under guidance if the scale is not 1."""
     from flowbook.guidance import guided
+    from flowbook.velocity import said_by
 
     if guidance == 1.0:
         return velocity
-    if classes is None:
-        raise ValueError("--guidance: this model was trained without labels")
-    return guided(velocity, guidance, classes)
+    if said_by(velocity, "null") is None:
+        raise ValueError("--guidance: this model was trained without labels or other conditions")
+    if y is None:
+        raise ValueError("--guidance: expected conditions to guide toward; give them by --conditions")
+    return guided(velocity, guidance)
+
+
+def conditions_of(options: argparse.Namespace, network: Any) -> Any:
+    """The conditions of the file that the options name, for a model that takes some; None without a file."""
+    from flowbook import data
+    from flowbook.condition import check_condition, rows_of
+
+    if options.conditions is None:
+        return None
+    if getattr(network, "null", None) is None:
+        raise ValueError("--conditions: this model was trained without labels or other conditions")
+    y = data.condition(options.conditions)
+    check_condition("--conditions", y, rows_of(y), network)
+    return y
 
 
 class ManyRows(NamedTuple):
@@ -119,8 +144,12 @@ class ManyRows(NamedTuple):
 
 def source_of_rows(options: argparse.Namespace) -> ManyRows:
     """The velocity on its device, in its precision and guided; the shape of its noise; labels as in its data."""
+    import torch
+
     from flowbook import metrics, models, recipes
     from flowbook._core import validate
+    from flowbook._core.tree import map_condition
+    from flowbook.condition import rows_of
     from flowbook.training import load
 
     validate.positive_int("--n", options.n)
@@ -128,12 +157,15 @@ def source_of_rows(options: argparse.Namespace) -> ManyRows:
     network = getattr(velocity, "network", velocity)
     if not hasattr(network, "dim"):
         network = load_images(options.checkpoint).network  # raises for another model, with the reason
-    classes, y = getattr(network, "num_classes", None), None
-    if classes is not None:
-        y = metrics.labels_like(class_counts(options.checkpoint, classes), options.n)
+    y = conditions_of(options, network)
+    if y is not None:  # again and again
+        order = torch.arange(options.n, device="cpu") % rows_of(y)
+        y = map_condition(lambda part: part[order], y)
+    elif getattr(network, "kinds", ()) == ("label",):
+        y = metrics.labels_like(class_counts(options.checkpoint, network.num_classes), options.n)
     if options.precision == "bf16":
         velocity = models.Autocast(velocity)
-    velocity = guide(velocity, options.guidance, classes)
+    velocity = guide(velocity, options.guidance, y)
     if options.compile:
         velocity = models.Compiled(velocity, options.batch_size)
     return ManyRows(velocity, recipes.sample_shape(network), y)

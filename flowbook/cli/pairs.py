@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from flowbook.cli.common import CHECKPOINT, add_device, add_draws, add_folder, add_solver, fill_folder
+from flowbook.cli.common import CHECKPOINT, add_conditions, add_device, add_draws, add_folder, add_solver, fill_folder
 
 
 def add(commands: Any) -> None:
@@ -15,9 +15,15 @@ def add(commands: Any) -> None:
     )
     command.add_argument("checkpoint", help=CHECKPOINT)
     command.add_argument("--out", type=Path, required=True, help="folder of the pairs")
-    command.add_argument("--n", type=int, default=50_000, help="number of pairs; labels are as frequent as in the data")
+    command.add_argument(
+        "--n",
+        type=int,
+        default=50_000,
+        help="number of pairs; labels as in the data, if not given",
+    )
     add_solver(command, "dopri5")
     add_draws(command)
+    add_conditions(command, "one for each pair, in order, and again from the first")
     add_device(command)
     add_folder(command)
     command.set_defaults(run=run)

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 from flowbook.cli.common import (
     CHECKPOINT,
     FOLDER,
+    add_conditions,
     add_device,
     add_draws,
     add_folder,
     add_solver,
+    conditions_of,
     fill_folder,
     guide,
     load_images,
@@ -40,6 +42,7 @@ def add(commands: Any) -> None:
     command.add_argument("--labels", type=int, nargs="*", help="labels of a grid (default: every label)")
     add_solver(command, "midpoint:steps=25", also="; for a diffusion model also ddpm, ddim:steps=50")
     add_draws(command)
+    add_conditions(command, "in a grid --n samples for each, a row each; in a folder one for each, in order, and again")
     add_device(command)
     add_folder(command)
     command.set_defaults(run=run)
@@ -57,6 +60,9 @@ def _grid(options: argparse.Namespace) -> int:
     from PIL import Image
     from torchvision.utils import make_grid, save_image
 
+    from flowbook._core.tree import map_condition
+    from flowbook.condition import rows_of
+
     if Image.registered_extensions().get(options.out.suffix.lower()) not in Image.SAVE:
         raise ValueError(
             f"--out: expected an image file, such as samples.png, or a folder without an extension; got {options.out}"
@@ -68,16 +74,15 @@ def _grid(options: argparse.Namespace) -> int:
         raise ValueError("--labels: expected at least one label after it, for example --labels 7 1; got none")
     velocity, network = load_images(options.checkpoint)
     velocity = place(velocity, options.device)
-    classes = getattr(network, "num_classes", None)
-    y = _labels(options, classes)
+    y = _conditions(options, network)
     generator = torch.Generator().manual_seed(options.seed)
-    count = options.n if y is None else len(y)
+    count = options.n if y is None else rows_of(y)
     x0 = torch.randn(count, *network.shape, generator=generator, device="cpu")
     device = next(velocity.parameters()).device
     drawn = _draw(
-        guide(velocity, options.guidance, classes),
+        guide(velocity, options.guidance, y),
         x0.to(device),
-        None if y is None else y.to(device),
+        map_condition(lambda part: part.to(device), y),
         options.solver,
         generator,
     )
@@ -86,6 +91,18 @@ def _grid(options: argparse.Namespace) -> int:
     save_image(grid, options.out)
     print(f"{count} samples, {drawn.nfe} evaluations each, in {options.out}")
     return 0
+
+
+def _conditions(options: argparse.Namespace, network: Any) -> Any:
+    """The condition of each sample of a grid."""
+    from flowbook._core.tree import map_condition
+
+    given = conditions_of(options, network)
+    if given is None:
+        return _labels(options, network.num_classes if getattr(network, "kinds", ()) == ("label",) else None)
+    if options.labels is not None:
+        raise ValueError("--labels: expected either labels or --conditions; got both")
+    return map_condition(lambda part: part.repeat_interleave(options.n, dim=0), given)
 
 
 def _labels(options: argparse.Namespace, classes: int | None) -> Any:

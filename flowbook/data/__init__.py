@@ -6,6 +6,7 @@ are tensors ``(images, labels)``: images (N, C, H, W) in [-1, 1], labels (N,).
 
 from flowbook.analytic import eight_gaussians, two_gaussians
 from flowbook.data.batch import Batch, is_tensors, labels_of, map_batch, parts_of, to_device, unpack
+from flowbook.data.files import condition, tensors
 from flowbook.data.generated_images import GenerationOptions, ImageShards, generate_images, to_bytes
 from flowbook.data.images import (
     ImageTensors,
@@ -32,6 +33,7 @@ __all__ = [
     "Unpaired",
     "checkerboard",
     "cifar10",
+    "condition",
     "corrupt",
     "data_root",
     "digits",
@@ -50,6 +52,7 @@ __all__ = [
     "photo_patches",
     "pinwheel",
     "spirals",
+    "tensors",
     "to_bytes",
     "to_device",
     "to_unit_interval",

@@ -3,6 +3,7 @@
     model: {name: UNet, channels: 1, size: 28, num_classes: 10}    # a class of flowbook.models and its arguments
     data: {name: mnist}                                            # a function of flowbook.data and its arguments;
                                                                    # levels: 256 dequantizes anew in each batch; or
+                                                                   # {name: tensors, path: FILE}, your own arrays;
                                                                    # {name: pairs, root: FOLDER}, for Reflow
     loss: {name: flow_matching, condition_dropout: 0.1}                # or reflow, diffusion, maximum_likelihood; or
                                                                    # cross_entropy, for a classifier

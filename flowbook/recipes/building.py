@@ -16,7 +16,9 @@ from flowbook import couplings, models
 from flowbook._core import validate
 from flowbook._core.shards import Shards
 from flowbook.cnf import Dequantized
+from flowbook.data import is_tensors, labels_of
 from flowbook.guidance import guided
+from flowbook.models.conditioning import KINDS
 from flowbook.recipes.reading import Recipe, check
 from flowbook.recipes.tables import COUPLINGS, DATA, LOSSES, PARTS, Table
 from flowbook.solvers import Solver, sample
@@ -32,12 +34,7 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
     if "init" in recipe:
         start_from(model, recipe["init"]["checkpoint"])
     loss, source = build_loss(recipe), build_data(recipe)
-    classes = getattr(model, "num_classes", None)
-    if classes is not None and not _labeled(source):
-        raise ValueError(
-            f"data: {recipe['data']['name']} has no labels, but the model has num_classes = {classes}; expected "
-            "labeled data or a model without classes"
-        )
+    _check_conditions(recipe, model, source)
     coupling = _named(recipe.get("coupling", {"name": "independent"}), COUPLINGS)
     return fit(
         model,
@@ -120,10 +117,30 @@ def start_from(model: nn.Module, checkpoint: str) -> None:
     model.load_state_dict(teacher.state_dict())
 
 
+def _check_conditions(recipe: Recipe, model: Any, source: Any) -> None:
+    """Raise for a model with conditions and data without, since it would be trained on its null alone."""
+    kinds = {name: value for name in KINDS if (value := getattr(model, name, None)) is not None}
+    if kinds and not _labeled(source):
+        given = ", ".join(f"{name} = {value}" for name, value in kinds.items())
+        wanted = "labels" if list(kinds) == ["num_classes"] else "conditions"
+        raise ValueError(
+            f"data: {recipe['data']['name']} has no {wanted}, but the model has {given}; expected data with {wanted} "
+            f"or a model without {'classes' if wanted == 'labels' else wanted}"
+        )
+    dropout = recipe["loss"].get("condition_dropout", 0)
+    if "preview" in recipe and set(kinds) - {"num_classes"} and not dropout:
+        raise ValueError(
+            "preview: expected loss.condition_dropout above 0 for a model with conditions other than labels, whose "
+            "previews are drawn without one"
+        )
+
+
 def _labeled(source: Any) -> bool:
     if isinstance(source, Shards):
         return source.labels is not None
-    return isinstance(source, (tuple, Dataset)) or getattr(source, "y", None) is not None
+    if is_tensors(source):
+        return labels_of(source) is not None
+    return isinstance(source, Dataset) or getattr(source, "y", None) is not None
 
 
 def build_data(recipe: Recipe) -> Any:
@@ -153,7 +170,7 @@ def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Ten
     solver = Solver.parse(options["solver"])
     if len(getattr(model, "shape", ())) != 3:
         raise ValueError(f"preview: expected a model of images; got {recipe['model']['name']}")
-    classes: int | None = getattr(model, "num_classes", None)
+    classes: Any = model.num_classes if getattr(model, "kinds", ()) == ("label",) else None
     shape = sample_shape(model)
 
     def preview(velocity: nn.Module) -> Tensor:

@@ -26,7 +26,7 @@ DATA: Table = {
     function.__name__: function
     for function in (
         data.two_gaussians, data.eight_gaussians, data.moons, data.checkerboard, data.spirals, data.pinwheel,
-        data.digits, data.mnist, data.fashion_mnist, data.cifar10, data.image_folder, pairs,
+        data.digits, data.mnist, data.fashion_mnist, data.cifar10, data.image_folder, data.tensors, pairs,
     )
 }  # fmt: skip
 COUPLINGS: Table = {"independent": couplings.Independent, "optimal_transport": couplings.OptimalTransport}
