@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from flowbook import cnf, data, inversion, metrics, models, reflow
 from flowbook._core.tree import built, fields_of, form_of, leaves, map_condition
@@ -600,3 +600,34 @@ def test_is_null_finds_labels_numbers_and_embeddings() -> None:
     assert is_null({"a": math.nan}, {"a": torch.tensor([[math.nan, math.nan], [0.0, 1.0]]), "b": torch.ones(2)})
     assert not is_null(math.nan, torch.tensor([[math.nan, 0.0]]))
     assert is_null(torch.tensor([1.0, 2.0]), torch.tensor([[0.0, 2.0], [1.0, 2.0]]))
+
+
+# Data sets whose items have no condition ------------------------------------------------------------------------------
+
+
+def test_items_without_a_condition_are_put_together(tmp_path: Path) -> None:
+    pairs = generate_pairs(velocity, (2,), B, tmp_path, **STEP)
+    source: Any
+    for source in (pairs, Subset(pairs, [0, 2, 4, 5]), ConcatDataset([pairs, pairs])):
+        assert fit(Shifting(), Reflow(), source, CONFIG).step == 2
+    labeled = generate_pairs(velocity, (2,), B, tmp_path / "labeled", y=Y["dict"], **STEP)
+    assert fit(Shifting(), Reflow(), Subset(labeled, [0, 1, 2, 3]), CONFIG).step == 2
+    assert fit(Shifting(), FlowMatching(), (X, None), CONFIG).step == 2
+
+    class Ragged(Dataset[Any]):
+        def __len__(self) -> int:
+            return B
+
+        def __getitem__(self, index: int) -> Any:
+            return X[index], None if index else torch.tensor(1)
+
+    with pytest.raises((TypeError, ValueError)):
+        fit(Shifting(), FlowMatching(), Ragged(), CONFIG)
+
+
+def test_two_tensors_of_a_data_set_are_data_and_their_condition() -> None:
+    source: Any = TensorDataset(X, X + 1)
+    with pytest.raises(ValueError, match="y: expected None, since this model was built without num_classes"):
+        fit(MLP(2), FlowMatching(), source, CONFIG)
+    with pytest.raises(ValueError, match="batch: Reflow learns from pairs"):
+        fit(Shifting(), Reflow(), source, CONFIG)
