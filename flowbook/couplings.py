@@ -94,7 +94,7 @@ class OptimalTransport:
         added = _added_cost(self.condition_cost, y)
         order = torch.arange(len(x0), device=x0.device)
         for rows in _groups(self, y, order.clone()):  # one, or one a label
-            cost = None if added is None else added[rows][:, rows]
+            cost = _block(added, rows)
             chosen = self._permutation(x0[rows], x1[rows], cost)
             order[rows] = rows[chosen]
         return x0[order], x1, y
@@ -117,6 +117,14 @@ class OptimalTransport:
         cost = cost + a.square().sum(1)[:, None] + b.square().sum(1)
         plan = _sinkhorn_log_plan(cost, self.reg)
         return to_device(_round_to_permutation(plan), x0.device)
+
+
+def _block(added: Tensor | None, rows: Tensor) -> Tensor | None:
+    """The added costs of some rows; they may lie on another device than the batch."""
+    if added is None:
+        return None
+    rows = rows.to(added.device)
+    return added[rows][:, rows]
 
 
 def _check_options(coupling: OptimalTransport) -> None:

@@ -28,19 +28,18 @@ def from_edm(
 ) -> ConvertedVelocity:
     r"""A denoiser of EDM or k-diffusion as a velocity on :class:`~flowbook.paths.VEPath`.
 
-    Sampling starts from noise of standard deviation ``sigma_max``: ``velocity.path.source(shape).sample(n)``.
+    Sampling starts from noise of standard deviation ``sigma_max``: ``velocity.path.source(shape).sample(n)``. Inside
+    EDM's preconditioning (Karras et al. 2022, equation 7 and table 1) is another network, F:
+
+    .. math:: D(x, \sigma) = \frac{\sigma_d^2}{\sigma^2 + \sigma_d^2}\, x
+              + \frac{\sigma \sigma_d}{\sqrt{\sigma^2 + \sigma_d^2}}\,
+              F\Big(\frac{x}{\sqrt{\sigma^2 + \sigma_d^2}},\, \tfrac14 \ln \sigma\Big)
 
     Args:
         net: ``net(x, sigma, y)``, the expected data in x = data + sigma noise, with sigma of shape (B,): EDM's
             networks, and k-diffusion's denoisers. A dict y becomes keyword arguments.
         sigma_min, sigma_max: the range of noise levels; at t = 1 the noise ``sigma_min`` is left.
-        sigma_data: for the network inside EDM's preconditioning, the standard deviation of its data (0.5 in EDM). The
-            denoiser is then (Karras et al. 2022, equation 7 and table 1)
-
-            .. math:: D(x, \sigma) = \frac{\sigma_d^2}{\sigma^2 + \sigma_d^2}\, x
-                      + \frac{\sigma \sigma_d}{\sqrt{\sigma^2 + \sigma_d^2}}\,
-                      F\Big(\frac{x}{\sqrt{\sigma^2 + \sigma_d^2}},\, \tfrac14 \ln \sigma\Big).
-
+        sigma_data: :math:`\sigma_d`, the standard deviation of the data (0.5 in EDM), if net is the network F inside;
             None takes net for the denoiser itself.
         rho: the spacing of noise levels in t. With 7 equal steps have the noise levels of EDM's sampler, and any solver
             will do. With 1 the time is linear in the noise level, so that Heun's method on
