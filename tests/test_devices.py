@@ -11,12 +11,13 @@ from helpers import ALL_PATHS, FIXED
 from torch import Tensor, nn
 
 from flowbook import cnf, data, solvers
+from flowbook.adapters import from_callable, from_edm
 from flowbook.diffusion import Diffusion, NoiseSchedule, StepModel, probability_flow
 from flowbook.divergence import divergence, rademacher
 from flowbook.flow_matching import FlowMatching
 from flowbook.guidance import guided
 from flowbook.models import DiT, UNet
-from flowbook.paths import LinearPath, as_velocity, retimed
+from flowbook.paths import LinearPath, VPPath, as_velocity, change_path, retimed
 from flowbook.reflow import reflow_loss
 from flowbook.solvers import Method
 from flowbook.training import EMA
@@ -50,6 +51,9 @@ FLOWS: dict[str, Callable[[], nn.Module]] = {
     "dit": dit,
     "guided": lambda: guided(unet(), 2.0, 3),
     "retimed": lambda: retimed(Small()),
+    "on another path": lambda: change_path(as_velocity(Small(), VPPath())),
+    "a denoiser": lambda: from_edm(lambda x, sigma, y: x),
+    "another convention": lambda: from_callable(Small(), time_scale=10.0, reverse=True),
     "diffusion": lambda: probability_flow(StepModel(Small(), SCHEDULE), SCHEDULE),
     "diffusion of data": lambda: probability_flow(StepModel(Small(), SCHEDULE, "data"), SCHEDULE),
     "integer steps": lambda: probability_flow(StepModel(Small(), SCHEDULE), SCHEDULE, integer_steps=True),
@@ -73,6 +77,18 @@ def without_the_look_at_the_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_step_of_a_solve_reads_a_value(name: str, method: Method) -> None:
     solution = solvers.sample(FLOWS[name](), images(), y=LABELS, method=method, steps=3, save_at=[0.0, 0.3, 1.0])
     assert solution.x.device == META and solution.trajectory is not None and len(solution.trajectory) == 3
+
+
+def test_no_condition_of_a_network_is_read() -> None:
+    y = {"vector": torch.empty(4, 3, device=META), "context": torch.empty(4, 5, 6, device=META)}
+    options: dict[str, Any] = {"condition_dim": 3, "context_dim": 6}
+    for network in (
+        UNet(1, 8, width=8, multipliers=(1, 2), blocks=1, attention=(4,), **options).to(META),
+        DiT(1, 8, width=16, depth=1, heads=2, **options).to(META),
+    ):
+        assert network(images(), torch.tensor(0.5, device=META), y).shape == images().shape
+        assert guided(network, 2.0)(images(), torch.tensor(0.5, device=META), y).shape == images().shape
+        FlowMatching(condition_dropout=0.1)(network, (images(), y))
 
 
 @pytest.mark.parametrize("mode", ["reverse", "forward"])

@@ -148,7 +148,7 @@ def test_every_other_order_and_name_passes() -> None:
         lambda x, t: x, lambda a, b: a, lambda x, sigma, y=None: x, lambda *a: a[0], torch.add, NETWORK,
         functools.partial(lambda x, t: x),
     ):  # fmt: skip
-        check_order(velocity)
+        assert check_order(velocity) is None  # type: ignore[func-returns-value]
 
 
 def test_a_student_needs_parameters_of_its_own() -> None:

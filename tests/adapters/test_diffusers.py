@@ -119,7 +119,12 @@ def test_a_teacher_of_diffusers_is_distilled_and_straightened_on_the_straight_pa
     # The student starts as the teacher's denoiser: its first step gives the mean of the data, not a runaway point.
     start = sample(straight, x0.double(), method="euler", steps=1).x
     assert gap(start, (MIXTURE.weights @ MIXTURE.means).expand_as(start)) < 0.05
-    student = distill(teacher, pairs, TrainConfig(steps=1, batch_size=8))
+    with pytest.warns(UserWarning, match=r"velocity: its model predicts the noise, .* a division by alpha = 0\.0064"):
+        student = distill(teacher, pairs, TrainConfig(steps=1, batch_size=8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        v = ddim(prediction="v_prediction")
+        distill(from_diffusers(Exact(v), v), pairs, TrainConfig(steps=1, batch_size=8))
     assert path_of(student) == LinearPath()
     (flow,) = rectify(teacher, (2,), 1, TrainConfig(steps=1, batch_size=8), n=16, name="exact", method="euler", steps=4)
     assert path_of(flow) == LinearPath()
@@ -144,6 +149,33 @@ def test_flow_matching_is_read_with_sign_shift_and_time(shift: float) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
         assert gap(theirs, flow) < 1.5 / steps
     assert scheduler.timesteps.shape == (FLOW_STEPS[-1],)  # the caller's scheduler has kept its own steps
+
+
+OTHER_TIMES = {
+    "SD3Transformer2DModel": (750.0, -1.0),
+    "FluxTransformer2DModel": (0.75, -1.0),
+    "AuraFlowTransformer2DModel": (0.75, -1.0),
+    "QwenImageTransformer2DModel": (0.75, -1.0),
+    "Lumina2Transformer2DModel": (0.25, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TIMES)
+def test_what_pipelines_do_between_scheduler_and_model_is_done(name: str) -> None:
+    """By the name of the class, as in the pipelines' own lines; the networks are stand-ins."""
+    seen = []
+
+    class Noting(ExactFlow):
+        def forward(self, hidden_states: Tensor, timestep: Any, return_dict: bool = True) -> Any:
+            seen.append(float(timestep[0]))
+            return (hidden_states,)
+
+    model = type(name, (Noting,), {})()
+    velocity = from_diffusers(model, diffusers.FlowMatchEulerDiscreteScheduler())
+    time, sign = OTHER_TIMES[name]
+    x = noise(3)
+    torch.testing.assert_close(velocity(x, torch.tensor(0.25, dtype=torch.float64)), sign * x)
+    assert seen == [pytest.approx(time)]
 
 
 def test_edm_s_schedulers_are_read_with_their_preconditioning() -> None:
