@@ -136,6 +136,7 @@ class GaussianMixture:
         def velocity(x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
             return self.velocity(x, t, path, y)
 
+        velocity.path = path  # type: ignore[attr-defined]  # known to what needs it
         return velocity
 
     def _posterior_average(

@@ -111,6 +111,8 @@ def as_null(null: Null, y: Condition) -> Any:
     if isinstance(y, Tensor):
         return _filled(null, y)
     if isinstance(y, Mapping) and isinstance(null, Mapping):
+        if not set(y) & set(null):
+            raise ValueError(f"null: expected some of the keys of y, {', '.join(y)}; got {', '.join(null) or 'none'}")
         return {key: as_null(null.get(key), part) for key, part in y.items()}
     if isinstance(y, (tuple, list)) and isinstance(null, (tuple, list)) and len(null) == len(y):
         return tuple(as_null(*parts) for parts in zip(null, y, strict=True))
@@ -118,7 +120,7 @@ def as_null(null: Null, y: Condition) -> Any:
 
 
 def is_null(null: Null, y: Condition) -> bool:
-    """Whether the condition of any sample is the null, or -1, which stands for a missing label.
+    """Whether the condition of any sample is the null; where there is a null, a label -1 counts as one.
 
     Example:
         >>> is_null(10, torch.tensor([1, 10])), is_null(float('nan'), torch.zeros(2, 3))
@@ -186,20 +188,30 @@ def warn_untrained(velocity: Velocity, y: Condition, *, stacklevel: int) -> None
 
 
 def _filled(null: Any, y: Tensor) -> Tensor:
-    if isinstance(null, Tensor):
-        try:
-            return null.to(device=y.device, dtype=y.dtype).expand(y.shape)
-        except RuntimeError as error:
-            raise ValueError(
-                f"null: expected the shape of a condition, {tuple(y.shape[1:])}, or of the batch, {tuple(y.shape)}; "
-                f"got {tuple(null.shape)}"
-            ) from error
-    if not validate.is_number(null):
+    if isinstance(null, bool) and y.dtype == torch.bool:
+        null = torch.tensor(null, device=y.device)
+    if not isinstance(null, Tensor) and not validate.is_number(null):
         raise TypeError(f"null: expected one of the form of y, {_form(y)}; got {_form(null)}")
-    if not y.is_floating_point() and not validate.is_integer(null):
-        raise TypeError(f"null: expected an integer, since y has dtype {y.dtype}; got {null!r}")
-    fits = y.is_floating_point() or null <= torch.iinfo(y.dtype).max
-    return torch.full_like(y if fits else y.long(), null)
+    value = null.to(y.device) if isinstance(null, Tensor) else torch.as_tensor(null, device=y.device)
+    dtype = _holding(value, y.dtype)
+    try:
+        return value.to(dtype).expand(y.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"null: expected the shape of a condition, {tuple(y.shape[1:])}, or of the batch, {tuple(y.shape)}; "
+            f"got {tuple(value.shape)}"
+        ) from error
+
+
+def _holding(null: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a condition, or int64 for labels among which the null does not fit."""
+    if dtype.is_floating_point or dtype.is_complex or null.dtype == dtype:
+        return dtype
+    if null.is_floating_point() or null.is_complex():
+        raise TypeError(f"null: expected an integer, since y has dtype {dtype}; got {null.tolist()}")
+    low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    fits = not validate.values_are_readable(null) or bool(((null >= low) & (null <= high)).all())
+    return dtype if fits else torch.int64
 
 
 def _form(value: Any) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from flowbook._core import validate
 from flowbook._core.assignment import assign
 from flowbook._core.times import in_float64
-from flowbook.condition import Condition, check_condition
+from flowbook.condition import Condition, check_condition, rows_of
 from flowbook.data import to_device
 
 Coupled = tuple[Tensor, Tensor, Condition]
@@ -63,8 +63,8 @@ class OptimalTransport:
             (Cheng and Schwing 2025). False does so without a warning.
         condition_cost: for conditions that are no labels. A number w adds w times the squared distance of the
             rows' conditions to the cost of pairing the data of one row with the noise of another, so that noise is
-            exchanged between similar conditions only (Kerrigan et al. 2024; Cheng and Schwing 2025). Or a function
-            ``y -> costs`` of shape (B, B).
+            exchanged between similar conditions only (Kerrigan et al. 2024; Cheng and Schwing 2025); a number that is
+            missing in one of the two rows, NaN, adds nothing. Or a function ``y -> costs`` of shape (B, B).
 
     Warns:
         UserWarning: once, for batches with a condition that neither of the two takes into account.
@@ -155,6 +155,8 @@ def _added_cost(weight: float | ConditionCost, y: Condition) -> Tensor | None:
     if callable(weight):
         cost = weight(y)
         validate.float_tensor("condition_cost(y)", cost, min_dim=2, finite=True)
+        if cost.shape != (rows_of(y), rows_of(y)):
+            raise ValueError(f"condition_cost(y): expected shape {(rows_of(y),) * 2}; got {tuple(cost.shape)}")
         return cost
     if not isinstance(y, Tensor) or not y.is_floating_point():
         raise TypeError(
@@ -162,6 +164,12 @@ def _added_cost(weight: float | ConditionCost, y: Condition) -> Tensor | None:
             f"its rows; got {_described(y)}: give a function y -> costs (B, B), or use label_aware"
         )
     flat = in_float64(y.detach().reshape(len(y), -1))
+    missing = flat.isnan()
+    if bool(missing.any()):  # a missing number is like every other one
+        known = (~missing).to(flat)
+        flat = flat.nan_to_num(0.0)
+        squares = flat.square() @ known.T
+        return weight * (squares + squares.T - 2 * flat @ flat.T).clamp_min(0)
     return weight * torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from flowbook._core import keyed, validate
 from flowbook.condition import Condition, check_condition
-from flowbook.velocity import Velocity, call
+from flowbook.velocity import Velocity, call, check_order
 
 Mode = Literal["reverse", "forward"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -332,6 +332,7 @@ def _check_constant(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor | float,
 
 
 def _check(velocity: Velocity, x: Tensor, t: Tensor | float, y: Condition, mode: str) -> None:
+    check_order(velocity)
     validate.one_of("mode", mode, MODES)
     validate.float_tensor("x", x, min_dim=1)
     validate.time("t", t, len(x))

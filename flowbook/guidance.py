@@ -13,7 +13,7 @@ from flowbook._core import keyed, validate
 from flowbook._core.tree import map_condition
 from flowbook.condition import Condition, Null, as_null, check_condition, trained_on
 from flowbook.data import labels_of
-from flowbook.velocity import Velocity, Wrapper, model_calls, said_by
+from flowbook.velocity import Velocity, Wrapper, check_order, model_calls, said_by
 
 Dropout = float | Mapping[str, float]
 """The probability with which the condition is dropped, or one for each key of a dict."""
@@ -66,6 +66,7 @@ def guided(velocity: Velocity, scale: float, null: Null = None) -> Guided:
         tensor([[3., 3.]])
     """
     validate.function("velocity", velocity, "a conditional network")
+    check_order(velocity)
     validate.finite("scale", scale)
     null = known_null(velocity, null, "guidance")
     known = trained_on(velocity)
@@ -136,13 +137,16 @@ def drop_condition(velocity: Velocity, x1: Tensor, y: Condition, dropout: Dropou
         return y
     if y is None:
         raise ValueError("y: expected a condition for condition_dropout; got None")
-    nothing = as_null(known_null(velocity, null, "condition_dropout"), y)
+    null = known_null(velocity, null, "condition_dropout")
+    nothing = as_null(null, y)
     if not isinstance(dropout, Mapping):
         return _chosen(x1, dropout, nothing, y)
     if not isinstance(y, Mapping) or (unknown := sorted(set(dropout) - set(y))):
         expected = ", ".join(map(str, y)) if isinstance(y, Mapping) else "one number, since y is no dict"
         got = ", ".join(unknown) if isinstance(y, Mapping) else f"keys {', '.join(dropout)}"
         raise ValueError(f"condition_dropout: expected {expected}; got {got}")
+    if isinstance(null, Mapping) and (lacking := sorted(set(dropout) - set(null))):
+        raise ValueError(f"null: expected one for each key of condition_dropout; it lacks {', '.join(lacking)}")
     return {**y, **{key: _chosen(x1, part, nothing[key], y[key]) for key, part in dropout.items()}}
 
 

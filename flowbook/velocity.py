@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import types
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -33,28 +34,54 @@ def call(velocity: Velocity, x: Tensor, t: Tensor | float, y: Any) -> Tensor:
     return velocity(x, t) if y is None else velocity(x, t, y)
 
 
-def check_order(velocity: Velocity) -> None:
-    """Raise for a velocity whose arguments are named as if the time came first: called with x, it may do something.
+def check_order(velocity: Velocity, order: str = "x,t") -> None:
+    """Raise for a velocity whose arguments are named as if they came in the other order: called, it may do something.
+
+    Args:
+        velocity: a function, a network, or another object that can be called, also behind torch's wrappers.
+        order: that is expected, "x,t" or "t,x".
 
     Raises:
         TypeError: with the remedy.
 
     Example:
         >>> check_order(lambda x, t: t * x)
+        >>> check_order(lambda t, x: t * x, order="t,x")
     """
     if torch.compiler.is_compiling():
         return
-    function: Any = type(velocity).forward if isinstance(velocity, nn.Module) else velocity
+    names = _first_names(velocity)
+    if len(names) < 2:
+        return
+    state, time = (names[0], names[1]) if order == "x,t" else (names[1], names[0])
+    if state in TIME_NAMES and time in STATE_NAMES:
+        got = f"got one whose first two arguments are {names[0]}, {names[1]}"
+        if order == "t,x":
+            raise TypeError(f'f: expected f(t, x), the time first, as order="t,x" says; {got}')
+        remedy = 'flowbook.adapters.from_callable(velocity, order="t,x") turns it round'
+        raise TypeError(f"velocity: expected v(x, t), the state first; {got}: {remedy}")
+
+
+def _first_names(velocity: Any) -> tuple[str, ...]:
+    """The names of the first two arguments, as far as they can be read."""
+    while isinstance(velocity, nn.Module) and (inner := inside(velocity)) is not None:
+        velocity = inner
+    skipped, named = 0, set[str]()
+    while isinstance(velocity, functools.partial):
+        skipped, named = skipped + len(velocity.args), named | set(velocity.keywords)
+        velocity = velocity.func
+    if isinstance(velocity, nn.Module):
+        function: Any = type(velocity).forward
+    elif isinstance(velocity, (types.FunctionType, types.MethodType)):
+        function = velocity
+    else:
+        function = vars(type(velocity)).get("__call__", velocity)
+    bound = function is not velocity or isinstance(function, types.MethodType)
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     if code is None:
-        return
-    bound = isinstance(velocity, nn.Module) or isinstance(function, types.MethodType)
-    names: tuple[str, ...] = code.co_varnames[int(bound) : code.co_argcount][:2]
-    if len(names) == 2 and names[0] in TIME_NAMES and names[1] in STATE_NAMES:
-        raise TypeError(
-            f"velocity: expected v(x, t), the state first; got one whose first two arguments are {names[0]}, {names[1]}"
-            ': flowbook.adapters.from_callable(velocity, order="t,x") turns it round'
-        )
+        return ()
+    names = code.co_varnames[int(bound) + skipped : code.co_argcount]
+    return tuple(name for name in names if name not in named)[:2]
 
 
 TIME_NAMES = ("t", "time", "times", "timestep", "timesteps", "sigma")
@@ -103,7 +130,8 @@ def modules_of(velocity: Any) -> list[nn.Module]:
     """The modules that a velocity calls: itself, or those that a function, a method or an object refers to.
 
     Found are modules among the variables that a function uses, its defaults, the arguments of a ``functools.partial``,
-    and the attributes of an object; and so on for functions found there. Under ``torch.compile`` only modules are seen.
+    and the attributes of an object, also in lists and dicts there; and so on for what can be called among them. Under
+    ``torch.compile`` only modules are seen.
 
     Example:
         >>> network = nn.Linear(1, 1)
@@ -121,14 +149,41 @@ def modules_of(velocity: Any) -> list[nn.Module]:
         seen.add(id(one))
         if isinstance(one, nn.Module):
             found.append(one)
-            values = [value for part in one.modules() for value in vars(part).values()]
-            waiting += [value for value in values if isinstance(value, FUNCTIONS)]
+            waiting += _callables(value for part in one.modules() for value in vars(part).values())
         else:
-            waiting += [value for value in _referred(one) if isinstance(value, (nn.Module, *FUNCTIONS))]
+            waiting += _callables(_referred(one))
     return found
 
 
 FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+
+
+def called_by(function: Any) -> list[Any]:
+    """The modules, functions and partials that a function or a partial is made of: its closure, defaults, arguments.
+
+    Of its global variables only the modules, since a velocity is rarely meant by a function there.
+
+    Example:
+        >>> network = nn.Linear(1, 1)
+        >>> called_by(functools.partial(network))
+        [Linear(in_features=1, out_features=1, bias=True)]
+    """
+    known = (nn.Module, *FUNCTIONS)
+    if not isinstance(function, types.FunctionType):
+        return [part for part in _referred(function) if isinstance(part, known)]
+    used = inspect.getclosurevars(function)
+    close = [*used.nonlocals.values(), *(function.__defaults__ or ())]
+    modules = [part for part in used.globals.values() if isinstance(part, nn.Module)]
+    return [part for part in close if isinstance(part, known) and part is not function] + modules
+
+
+def _callables(values: Iterable[Any]) -> list[Any]:
+    """What can be called among values, and in lists and dicts among them, and may hold modules."""
+    found = []
+    for value in values:
+        parts = value.values() if type(value) is dict else value if isinstance(value, (list, tuple)) else (value,)
+        found += [part for part in parts if callable(part) and not isinstance(part, (type, types.BuiltinFunctionType))]
+    return found
 
 
 def _referred(one: Any) -> list[Any]:

@@ -631,3 +631,63 @@ def test_two_tensors_of_a_data_set_are_data_and_their_condition() -> None:
         fit(MLP(2), FlowMatching(), source, CONFIG)
     with pytest.raises(ValueError, match="batch: Reflow learns from pairs"):
         fit(Shifting(), Reflow(), source, CONFIG)
+
+
+# What is not meant ----------------------------------------------------------------------------------------------------
+
+
+def test_a_null_with_none_of_the_keys_is_refused() -> None:
+    with pytest.raises(ValueError, match="null: expected some of the keys of y, text; got txt"):
+        guided(lambda x, t, y: x + y["text"], 5.0, {"txt": 0.0})(X, 0.5, {"text": X})
+    with pytest.raises(ValueError, match="null: expected one for each key of condition_dropout; it lacks text"):
+        drop_condition(lambda x, t, y: x, X, {"text": X, "label": X}, {"text": 1.0}, {"label": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("null", "dtype", "expected"),
+    [
+        (torch.tensor(256), torch.uint8, torch.tensor([256, 256])),
+        (256, torch.uint8, torch.tensor([256, 256])),
+        (-1, torch.uint8, torch.tensor([-1, -1])),
+        (False, torch.bool, torch.tensor([False, False])),
+        (0, torch.bool, torch.tensor([False, False])),
+        (0, torch.complex64, torch.zeros(2, dtype=torch.complex64)),
+        (2.5, torch.float16, torch.tensor([2.5, 2.5], dtype=torch.float16)),
+    ],
+)
+def test_a_null_keeps_its_value_whatever_the_dtype(null: Any, dtype: torch.dtype, expected: Tensor) -> None:
+    filled = as_null(null, torch.ones(2).to(dtype))
+    assert filled.dtype == expected.dtype and torch.equal(filled, expected)
+
+
+@pytest.mark.parametrize("null", [torch.tensor(math.nan), torch.tensor(2.7), 2.7])
+def test_a_null_that_labels_cannot_hold_is_refused(null: Any) -> None:
+    with pytest.raises(TypeError, match=r"null: expected an integer, since y has dtype torch.int64; got (nan|2\.7)"):
+        as_null(null, torch.tensor([1, 2]))
+
+
+def test_a_null_below_the_classes_changes_nothing_about_them() -> None:
+    network = MLP(2, num_classes=5)
+    network.null = 2
+    check_condition("y", torch.tensor([4, 0]), 2, network)
+    with pytest.raises(ValueError, match="from 0 to 4"):
+        check_condition("y", torch.tensor([5, 0]), 2, network)
+
+
+def test_is_null_looks_only_at_what_the_null_names() -> None:
+    y = {"label": torch.tensor([0, 1]), "size": torch.tensor([7.0, 7.0])}
+    assert not is_null({"label": 3}, y) and is_null({"label": 1}, y)
+    assert not is_null(None, torch.tensor([-1, 0]))
+
+
+def test_missing_numbers_cost_nothing_in_a_coupling() -> None:
+    y = torch.tensor([[0.0, math.nan], [1.0, 5.0], [math.nan, 2.0], [4.0, 4.0]])
+    coupling = OptimalTransport(condition_cost=1e6)
+    paired, _, _ = coupling(X[:4], X[:4], y)
+    assert sorted(paired[:, 0].tolist()) == sorted(X[:4, 0].tolist())
+    complete = torch.tensor([[0.0], [0.0], [9.0], [9.0]])
+    near, _, _ = OptimalTransport(condition_cost=1e6)(X[:4], X[:4].flip(0), complete)
+    gone = torch.cat([complete, torch.full((4, 1), math.nan)], 1)
+    assert torch.equal(near, OptimalTransport(condition_cost=1e6)(X[:4], X[:4].flip(0), gone)[0])
+    with pytest.raises(ValueError, match=r"condition_cost\(y\): expected shape \(4, 4\); got \(4, 7\)"):
+        OptimalTransport(condition_cost=lambda y: torch.zeros(4, 7))(X[:4], X[:4], complete)

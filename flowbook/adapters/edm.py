@@ -43,8 +43,8 @@ def from_edm(
             None takes net for the denoiser itself.
         rho: the spacing of noise levels in t. With 7 equal steps have the noise levels of EDM's sampler, and any solver
             will do. With 1 the time is linear in the noise level, so that Heun's method on
-            ``karras_grid(n, path=velocity.path)`` is EDM's own to rounding, with about a third of the error; equal
-            steps are useless there.
+            ``karras_grid(n, path=velocity.path)`` is EDM's own to rounding, but for its last step to a noise level of
+            0, with about a third of the error; equal steps are useless there.
         null: what stands for "no condition", for guidance; None asks net for its ``null``.
         fixed: further arguments of net.
 
@@ -77,7 +77,7 @@ class Denoiser(nn.Module):
             validate.number("sigma_data", sigma_data, 0, math.inf, low_open=True, high_open=True)
         self.net, self.path, self.sigma_data, self.fixed = net, path, sigma_data, dict(fixed)
         self.null = said_by(net, "null") if null is None else null
-        self.num_classes = said_by(net, "num_classes")
+        self.num_classes, self.missing = said_by(net, "num_classes"), said_by(net, "missing")
 
     def forward(self, x: Tensor, t: Tensor, y: Condition = None) -> Tensor:
         sigma = self.path.sigma(t).expand(len(x))

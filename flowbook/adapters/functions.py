@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from flowbook._core import validate
-from flowbook.condition import Condition, Null
+from flowbook.condition import Condition, Null, remember, trained_on
 from flowbook.paths import QUANTITIES, ConvertedVelocity, LinearPath, Path, Quantity
-from flowbook.velocity import said_by
+from flowbook.velocity import check_order, said_by
 
 Order = Literal["x,t", "t,x"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -45,16 +46,23 @@ class Called(nn.Module):
         validate.function("f", function, "a network")
         validate.one_of("order", order, ORDERS)
         validate.finite("time_scale", time_scale)
+        if time_scale == 0:
+            raise ValueError("time_scale: expected a number that is not 0, such as 1000; got 0")
         validate.boolean("reverse", reverse)
         validate.number("sign", sign, -math.inf, math.inf, low_open=True, high_open=True)
         if sign == 0:
             raise ValueError("sign: expected a number that is not 0, such as -1; got 0")
         if condition is not None and not isinstance(condition, str):
             raise TypeError(f"condition: expected the name of an argument, or '**'; got {condition!r}")
+        if isinstance(condition, str) and condition != "**" and not condition.isidentifier():
+            raise ValueError(f"condition: expected the name of an argument, or '**'; got {condition!r}")
+        check_order(function, order)
         self.function, self.order, self.time_scale = function, order, float(time_scale)
         self.reverse, self.sign, self.condition, self.fixed = reverse, float(sign), condition, dict(fixed or {})
         self.null = said_by(function, "null") if null is None else null
-        self.num_classes = said_by(function, "num_classes")
+        if not self.fixed:  # with arguments of its own, it may get a condition that is not seen here
+            remember(self, trained_on(function))
+        self.num_classes, self.missing = said_by(function, "num_classes"), said_by(function, "missing")
 
     def forward(self, x: Tensor, t: Tensor | float, y: Condition = None) -> Tensor:
         t = torch.as_tensor(t, device=x.device)
@@ -122,8 +130,9 @@ def from_callable(
             not change the magnitude of the output.
         reverse: f has data at time 0 and noise at the end. It does not change the sign of the output.
         sign: a factor of the output, -1 for a velocity from data to noise.
-        output: what f returns: "velocity" (dx/dt), "noise", "data", "score" or "v"; or another package's name for it,
-            such as "epsilon", "sample", "v_prediction", "x0".
+        output: what f returns: "velocity" (dx/dt), "noise", "data", "score" or "v" (of Salimans and Ho 2022, see
+            :meth:`flowbook.paths.Path.convert`); or another package's name for it, such as "epsilon", "sample",
+            "v_prediction", "x0".
         path: the path on which f was trained; None is LinearPath().
         condition: the name of the argument that takes y; "**" for a dict y whose entries are arguments; None passes y
             as the third one.
@@ -145,13 +154,30 @@ def from_callable(
     """
     path = LinearPath() if path is None else path
     validate.instance("path", path, Path, "LinearPath()")
+    validate.one_of("output", output, (*QUANTITIES, *THEIR_NAMES))
     quantity = THEIR_NAMES.get(output, output)
-    if quantity not in QUANTITIES:
-        validate.one_of("output", output, (*QUANTITIES, *THEIR_NAMES))
+    _check_fixed(f, fixed)
     called = Called(
         f, order=order, time_scale=time_scale, reverse=reverse, sign=sign, condition=condition, null=null, fixed=fixed
     )
     return ConvertedVelocity(called, path, quantity)  # type: ignore[arg-type]
+
+
+def _check_fixed(f: Callable[..., Any], fixed: Mapping[str, Any]) -> None:
+    """Raise for a misspelled option, which a function that takes any argument would swallow."""
+    options = inspect.signature(from_callable).parameters
+    for name in fixed:
+        near = difflib.get_close_matches(name, options, n=1, cutoff=0.85)
+        if near and name not in _named_arguments(f):
+            raise TypeError(f"{name}: f has no argument of this name; is {near[0]} meant?")
+
+
+def _named_arguments(f: Callable[..., Any]) -> set[str]:
+    function: Any = f.forward if isinstance(f, nn.Module) else f
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # some functions in C have no signature
+        return set()
 
 
 def from_torchcfm(model: Callable[..., Any], *, path: Path | None = None, **fixed: Any) -> ConvertedVelocity:

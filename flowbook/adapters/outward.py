@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from flowbook._core import validate
 from flowbook._core.times import widest_dtype
 from flowbook.adapters.functions import THEIR_NAMES
+from flowbook.adapters.schedulers import kind_of, schedule_of
 from flowbook.condition import Condition
-from flowbook.diffusion import NoiseSchedule, SchedulePath
+from flowbook.diffusion import SchedulePath
 from flowbook.paths import expected_parts
-from flowbook.velocity import Velocity, device_of, evaluating, modules_of
+from flowbook.velocity import Velocity, device_of, dtype_of, evaluating, modules_of
 
 
 class Outward(nn.Module):
@@ -34,15 +36,15 @@ class Outward(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the network's parameters."""
-        found = (parameter.dtype for module in modules_of(self.velocity) for parameter in module.parameters())
-        return next(found, torch.get_default_dtype())
+        return dtype_of(self.velocity) or torch.get_default_dtype()
 
     def parts(self, x: Tensor, alpha: Any, sigma: Any, y: Condition) -> tuple[Tensor, Tensor]:
         """The expected data and noise in ``x = alpha * data + sigma * noise``."""
-        dtype = widest_dtype(x.device)
+        dtype, own = widest_dtype(x.device), dtype_of(self.velocity) or x.dtype
         alpha, sigma = (torch.as_tensor(part).to(device=x.device, dtype=dtype) for part in (alpha, sigma))
         with evaluating(self.velocity):
-            return expected_parts(self.velocity, x, alpha, sigma, y)
+            data, noise = expected_parts(self.velocity, x.to(own), alpha, sigma, y)
+        return data.to(x.dtype), noise.to(x.dtype)
 
 
 class EDMLike(Outward):
@@ -56,7 +58,12 @@ class EDMLike(Outward):
 
     def forward(self, x: Tensor, sigma: Tensor | float, y: Condition = None, **conditions: Any) -> Tensor:
         """The expected data in ``x = data + sigma * noise``; y is also taken as keyword arguments, as a dict."""
-        sigma = torch.as_tensor(sigma).reshape(-1).expand(len(x))
+        sigma = torch.as_tensor(sigma).reshape(-1)
+        if len(sigma) not in (1, len(x)):
+            raise ValueError(f"sigma: expected one number, or one for each of {len(x)} samples; got {len(sigma)}")
+        if validate.values_are_readable(sigma) and not bool((sigma >= 0).all()):
+            raise ValueError(f"sigma: expected noise levels of 0 or more; got {float(sigma.min()):g}")
+        sigma = sigma.expand(len(x))
         return self.parts(x, torch.ones_like(sigma), sigma, conditions or None if y is None else y)[0]
 
     def round_sigma(self, sigma: Any) -> Tensor:
@@ -94,29 +101,23 @@ class Output(NamedTuple):
 class DiffusersLike(Outward):
     """A velocity as a model of diffusers; made by :func:`to_diffusers`."""
 
-    def __init__(self, velocity: Velocity, scheduler: Any):
+    def __init__(self, velocity: Velocity, scheduler: Any, shape: Sequence[int] | None):
         super().__init__(velocity)
-        if not hasattr(scheduler, "config"):
-            raise TypeError(
-                "scheduler: expected a scheduler of diffusers, such as DDIMScheduler(); got "
-                f"{validate.described(scheduler)}"
-            )
-        kind, self.prediction = (
-            type(scheduler).__name__,
-            str(scheduler.config.get("prediction_type", "flow_prediction")),
-        )
-        self.levels: SchedulePath | None = None
-        if isinstance(getattr(scheduler, "betas", None), Tensor) and self.prediction in THEIR_NAMES:
-            self.levels = SchedulePath(NoiseSchedule(scheduler.betas.double().cpu()))
-        elif not kind.startswith("FlowMatch"):
+        kind = kind_of(scheduler)
+        if kind == "edm":
+            raise ValueError("scheduler: expected one of steps, or for flow matching; see to_edm for EDM's")
+        if "learned" in str(scheduler.config.get("variance_type")):
             raise ValueError(
-                f"scheduler: expected one with betas, or one for flow matching; got {kind} with prediction_type "
-                f"{self.prediction!r}"
+                "scheduler: expected one with a fixed variance, such as variance_type='fixed_small', since a velocity "
+                f"has learned none; got {scheduler.config.variance_type!r}"
             )
+        self.prediction = str(scheduler.config.get("prediction_type", "flow_prediction"))
+        self.levels = SchedulePath(schedule_of(scheduler)) if kind == "steps" else None
         self.steps = int(scheduler.config.num_train_timesteps)
-        shapes = [_shape(part) for module in modules_of(velocity) for part in module.modules()]
-        shape = next((shape for shape in shapes if shape), (None,))
-        self.config = SimpleNamespace(in_channels=shape[0], sample_size=shape[-1], out_channels=shape[0])
+        shape = tuple(shape) if shape is not None else _known_shape(velocity)
+        channels, sides = (None, (None,)) if shape is None else (shape[0], shape[1:])
+        size = sides[0] if len(set(sides)) == 1 else tuple(sides)
+        self.config = SimpleNamespace(in_channels=channels, sample_size=size, out_channels=channels)
 
     def forward(
         self,
@@ -125,10 +126,15 @@ class DiffusersLike(Outward):
         encoder_hidden_states: Condition = None,
         class_labels: Condition = None,
         return_dict: bool = True,
+        **unused: Any,
     ) -> Any:
         """What the scheduler expects of its model: noise, data, v, or the flow from data to noise."""
-        y = encoder_hidden_states if class_labels is None else class_labels
-        time = torch.as_tensor(timestep, dtype=torch.float64).cpu()
+        if given := [name for name, value in unused.items() if value is not None]:
+            raise TypeError(f"{given[0]}: expected None, since a velocity has no use for it; got something else")
+        both = {"encoder_hidden_states": encoder_hidden_states, "class_labels": class_labels}
+        named: Any = {name: value for name, value in both.items() if value is not None}
+        y = named if len(named) == 2 else next(iter(named.values()), None)
+        time = torch.as_tensor(timestep).cpu().double()
         if self.levels is None:
             sigma = time / self.steps
             data, noise = self.parts(sample, 1 - sigma, sigma, y)
@@ -142,17 +148,22 @@ class DiffusersLike(Outward):
         return _output(kinds[THEIR_NAMES[self.prediction]], return_dict)
 
 
-def to_diffusers(velocity: Velocity, scheduler: Any) -> DiffusersLike:
+def to_diffusers(velocity: Velocity, scheduler: Any, *, shape: Sequence[int] | None = None) -> DiffusersLike:
     """A velocity as a model of diffusers, for its schedulers and its unconditional pipelines.
 
     Args:
         velocity: any velocity, on any path.
         scheduler: with betas (DDPM, DDIM, DPM-Solver, Euler, ...), or for flow matching. The model returns what its
             ``prediction_type`` says.
+        shape: of a sample, such as (3, 32, 32), which pipelines ask the model for; None where a network of this package
+            or of diffusers inside says it.
 
     Returns:
         A module ``model(sample, timestep, encoder_hidden_states=None, class_labels=None)``, whose output has the
-        attribute ``sample``. Either of the two conditions is handed on as y.
+        attribute ``sample``. Either of the two conditions is handed on as y, and both as a dict with these names.
+
+    Raises:
+        TypeError, ValueError: for a scheduler that :func:`from_diffusers` refuses, and for one with a learned variance.
 
     Example:
         >>> from diffusers import DDIMScheduler
@@ -166,14 +177,21 @@ def to_diffusers(velocity: Velocity, scheduler: Any) -> DiffusersLike:
         >>> x.shape
         torch.Size([2, 1, 8, 8])
     """
-    return DiffusersLike(velocity, scheduler)
+    return DiffusersLike(velocity, scheduler, shape)
 
 
 def _output(prediction: Tensor, return_dict: bool) -> Any:
     return Output(prediction) if return_dict else (prediction,)
 
 
-def _shape(module: nn.Module) -> tuple[int, ...] | None:
-    """The shape of a sample of a network of this package."""
-    shape = getattr(module, "shape", None)
-    return shape if isinstance(shape, tuple) else None
+def _known_shape(velocity: Velocity) -> tuple[int, ...] | None:
+    """The shape of a sample, if a network inside says it: one of this package, or of diffusers."""
+    for module in modules_of(velocity):
+        for part in module.modules():
+            if isinstance(shape := getattr(part, "shape", None), tuple):
+                return shape
+            config = getattr(part, "config", None)
+            size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
+            if isinstance(channels, int) and size is not None:
+                return (channels, *(size if isinstance(size, (tuple, list)) else (size, size)))
+    return None

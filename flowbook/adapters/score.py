@@ -67,6 +67,8 @@ def from_score(
         "subvp": lambda: SubVPPath(beta_min, beta_max),
     }
     path = paths[sde]()
+    if argument == "sigma" and time_scale != 1:
+        raise ValueError(f"time_scale: expected 1 with argument='sigma', a noise level; got {time_scale}")
     model: nn.Module = Called(
         score, order=order, time_scale=time_scale, reverse=argument == "time", condition=condition, null=null,
         fixed=fixed,

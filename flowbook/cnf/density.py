@@ -17,7 +17,7 @@ from flowbook.condition import Condition, check_condition, warn_untrained
 from flowbook.divergence import MODES, TRACES, Mode, Trace, jacobian_terms, rademacher
 from flowbook.paths import log_normal, path_of
 from flowbook.solvers import Solver, SolverOptions, as_solver, solve
-from flowbook.velocity import Velocity, evaluating, model_calls
+from flowbook.velocity import Velocity, check_order, evaluating, model_calls
 
 FIFTY_STEPS = Solver("rk4", steps=50)
 
@@ -96,6 +96,7 @@ def log_prob(
         tensor([True])
     """
     check_trace(trace, probes, generator)
+    check_order(velocity)
     chosen = as_solver(solver, default=FIFTY_STEPS)
     joint = Joint(velocity, x1, y, Probing(trace, probes, generator, mode))
     warn_untrained(velocity, y, stacklevel=2)

@@ -12,7 +12,7 @@ from flowbook._core.times import in_float64
 from flowbook.condition import Condition, check_condition
 from flowbook.metrics.distances import wasserstein2
 from flowbook.solvers import solve
-from flowbook.velocity import Velocity, call, evaluating
+from flowbook.velocity import Velocity, call, check_order, evaluating
 
 
 @torch.no_grad()
@@ -126,6 +126,7 @@ def _walk(velocity: Velocity, x0: Tensor, steps: int, y: Condition) -> tuple[lis
     validate.float_tensor("x0", x0, min_dim=1, finite=True)
     validate.positive_int("steps", steps)
     check_condition("y", y, len(x0), velocity)
+    check_order(velocity)
     walked, x = [], x0
     with evaluating(velocity):
         for n in range(steps):

@@ -12,7 +12,7 @@ from flowbook.paths.conversion import ConvertedVelocity, path_of
 from flowbook.paths.noise_level import crossing
 from flowbook.paths.path import Path
 from flowbook.paths.standard import LinearPath
-from flowbook.velocity import Velocity, Wrapper, call
+from flowbook.velocity import Velocity, Wrapper, call, check_order
 
 
 def expected_parts(
@@ -43,7 +43,7 @@ def expected_parts(
     factor = torch.where(sigma > alpha, own.sigma(t) / sigma, own.alpha(t) / alpha)
     x, t = _column(factor, x) * x, t.to(torch.promote_types(x.dtype, torch.float32))
     if isinstance(velocity, ConvertedVelocity):
-        value, source = velocity.predict(x, t.to(x.dtype), y), velocity.prediction
+        value, source = velocity.predict(x, t, y), velocity.prediction
     else:
         value, source = call(velocity, x, t, y), "velocity"
     data, noise = (own.convert(value, x, t, source=source, target=part) for part in ("data", "noise"))
@@ -100,6 +100,7 @@ def change_path(velocity: Velocity, to: Path = LinearPath()) -> ChangedPath:  # 
         True
     """
     validate.function("velocity", velocity, "a network")
+    check_order(velocity)
     validate.instance("to", to, Path, "LinearPath()")
     return ChangedPath(velocity, to)
 

@@ -13,7 +13,7 @@ from flowbook.condition import Condition
 from flowbook.paths.path import QUANTITIES, Path, Quantity
 from flowbook.paths.retiming import Retimed, RetimedPath
 from flowbook.paths.standard import LinearPath
-from flowbook.velocity import Velocity, Wrapper, call, inside, unwrapped
+from flowbook.velocity import FUNCTIONS, Velocity, Wrapper, call, called_by, inside, unwrapped
 
 
 class ConvertedVelocity(Wrapper):
@@ -32,8 +32,13 @@ class ConvertedVelocity(Wrapper):
     def forward(self, x: Tensor, t: Tensor | float, y: Condition = None) -> Tensor:
         validate.time("t", t, len(x))
         low, high = (0.0, 1.0) if self.prediction == "velocity" else self.path.t_range
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).clamp(low, high)
-        return self.path.convert(self.predict(x, t, y), x, t, source=self.prediction, target="velocity")
+        # In half precision t would round to another step, and the conversion cancel.
+        exact = torch.promote_types(x.dtype, torch.float32)
+        t = torch.as_tensor(t, dtype=exact, device=x.device).clamp(low, high)
+        prediction = self.predict(x, t, y)
+        validate.same_shape("the model's output", prediction, "x", x)
+        v = self.path.convert(prediction.to(exact), x.to(exact), t, source=self.prediction, target="velocity")
+        return v.to(prediction.dtype)
 
 
 def as_velocity(model: Callable[..., Tensor], path: Path, prediction: Quantity = "noise") -> ConvertedVelocity:
@@ -59,7 +64,9 @@ def as_velocity(model: Callable[..., Tensor], path: Path, prediction: Quantity =
 def path_of(velocity: Velocity) -> Path:
     """The path of a velocity that has one (``velocity.path``), also behind guidance, retiming or torch's wrappers.
 
-    Velocities made by conversion and by :mod:`flowbook.adapters` have one. For every other velocity it is LinearPath().
+    Velocities made by conversion and by :mod:`flowbook.adapters` have one; a ``functools.partial``, a method or a
+    function that calls one has its path. For every other velocity it is LinearPath(). A module of your own that holds a
+    velocity of another path says so by an attribute ``path``.
 
     Example:
         >>> from flowbook.paths import CosinePath
@@ -72,5 +79,8 @@ def path_of(velocity: Velocity) -> Path:
             return path
         if isinstance(model, Retimed):
             return RetimedPath(path_of(model.velocity), model.power)
+        if isinstance(model, FUNCTIONS):
+            found = {path_of(part) for part in called_by(model)} - {LinearPath()}
+            return found.pop() if len(found) == 1 else LinearPath()
         model = getattr(model, "velocity", None) if inside(model) is None else inside(model)
     return LinearPath()

@@ -34,6 +34,11 @@ class RetimedPath(Path):
         return first, min(last, 1 - SINGULAR_MARGIN)  # at u = 1 the flow stands still
 
     @property
+    def last_velocity_time(self) -> float:
+        last = self.path.last_velocity_time
+        return 1.0 if last == 1 else 1 - (1 - last) ** (1 / self.power)
+
+    @property
     def source_std(self) -> float:
         return self.path.source_std
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -12,6 +13,7 @@ from torch import Tensor
 from flowbook._core import validate
 from flowbook._core.times import working_dtype
 from flowbook.condition import Condition, check_condition, warn_untrained
+from flowbook.paths import path_of
 from flowbook.solvers.adaptive import solve_adaptive
 from flowbook.solvers.fixed import FIXED, solve_fixed
 from flowbook.solvers.solver import Solver, SolverOptions, as_solver, ending_at, ordered_times
@@ -117,12 +119,28 @@ def solve(
 def sample(velocity: Velocity, x0: Tensor, *, y: Condition = None, **options: Unpack[SolveOptions]) -> Solution:
     """Noise to data: :func:`solve` from 0 to 1, with the same options.
 
+    Warns:
+        UserWarning: for noise much smaller than that from which the velocity's path starts, as EDM's with 80.
+
     Example:
         >>> sample(lambda x, t: torch.ones_like(x), torch.zeros(1, 2), method="euler", steps=1).x
         tensor([[1., 1.]])
     """
     refuse(options, ("t0", "t1"), "sample runs from 0 to 1; use solve for other times")
+    _warn_source(velocity, x0)
     return solve(velocity, x0, 0.0, 1.0, y=y, **options)
+
+
+def _warn_source(velocity: Velocity, x0: Tensor) -> None:
+    std = path_of(velocity).source_std
+    if std == 1 or torch.compiler.is_compiling() or not isinstance(x0, Tensor) or x0.numel() < 32:
+        return
+    if validate.values_are_readable(x0) and (got := float(x0.detach().float().std())) < 0.2 * std:
+        warnings.warn(
+            f"x0: the velocity's path starts from noise of standard deviation {std:g}; got {got:.3g}: "
+            "velocity.path.source(shape).sample(n) draws it",
+            stacklevel=3,
+        )
 
 
 def refuse(options: Any, names: Sequence[str], reason: str) -> None:

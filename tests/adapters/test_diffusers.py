@@ -397,7 +397,7 @@ class _Module(nn.Module):
             TypeError,
             "y: expected a tensor, or a dict of arguments by name",
         ),
-        (lambda: to_diffusers(lambda x, t: x, "ddim"), TypeError, "scheduler: expected a scheduler of diffusers"),
+        (lambda: to_diffusers(lambda x, t: x, "ddim"), TypeError, "scheduler: expected the scheduler of the model"),
         (lambda: to_diffusers(3, ddim()), TypeError, "velocity: expected a function"),  # type: ignore[arg-type]
         (lambda: scheduler_grid(ddim(), 0), ValueError, "steps: expected an integer of at least 1; got 0"),
     ],
