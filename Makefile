@@ -54,7 +54,7 @@ test-oldest: $(OLDEST)/.installed  ## the package's tests with the oldest versio
 	$(OLDEST)/bin/python -m pytest flowbook tests $(addprefix --ignore=,$(OF_THE_BOOK))
 
 test-interop: $(INTEROP)/.installed  ## the adapters against the packages that they are for
-	$(INTEROP)/bin/python -m pytest tests/adapters
+	$(INTEROP)/bin/python -m pytest tests/adapters tests/laws
 
 page: $(STAMP)  ## run one chapter again and render it: make page CHAPTER=04
 	$(RUN) scripts/notebooks.py $(wildcard book/$(CHAPTER)*.ipynb)

@@ -34,7 +34,7 @@ FLOORS: list[set[str]] = [
     {"flow_matching"},
     {"reflow"},
     {"inversion"},
-    {"recipes"},
+    {"laws", "recipes"},
     {"book", "cli"},
     {"__main__"},
 ]

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from safetensors import SafetensorError
 
-from flowbook.cli import bench, distill, export, pairs, recipes, sample, score, train
+from flowbook.cli import bench, distill, export, laws, pairs, recipes, sample, score, train
 
-COMMANDS = (train, sample, score, pairs, distill, export, bench, recipes)
+COMMANDS = (train, sample, score, pairs, distill, export, bench, laws, recipes)
 """One module each, with ``add(commands)`` for its arguments and ``run(options)``, which returns the exit status."""
 INTERRUPTED = 130
 """The exit status after Ctrl-C, by the convention of shells."""

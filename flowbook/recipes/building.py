@@ -20,7 +20,7 @@ from flowbook.data import is_tensors, labels_of
 from flowbook.guidance import guided
 from flowbook.models.conditioning import KINDS
 from flowbook.recipes.reading import Recipe, check
-from flowbook.recipes.tables import COUPLINGS, DATA, LOSSES, PARTS, Table
+from flowbook.recipes.tables import COUPLINGS, DATA, LOSSES, PARTS, named
 from flowbook.solvers import Solver, sample
 from flowbook.training import Progress, TrainConfig, TrainResult, fit, load
 from flowbook.training.precision import Precision, choose_device
@@ -35,7 +35,7 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
         start_from(model, recipe["init"]["checkpoint"])
     loss, source = build_loss(recipe), build_data(recipe)
     _check_conditions(recipe, model, source)
-    coupling = _named(recipe.get("coupling", {"name": "independent"}), COUPLINGS)
+    coupling = named("coupling", recipe.get("coupling", {"name": "independent"}), COUPLINGS)
     return fit(
         model,
         loss,
@@ -147,7 +147,7 @@ def build_data(recipe: Recipe) -> Any:
     """The data of a recipe."""
     section = dict(recipe["data"])
     levels = section.pop("levels", None)
-    source = _named(section, DATA)
+    source = named("data", section, DATA)
     return source if levels is None else Dequantized(source, levels)
 
 
@@ -155,10 +155,10 @@ def build_loss(recipe: Recipe) -> Any:
     """The loss of a recipe."""
     section = dict(recipe["loss"])
     for part in PARTS.keys() & section.keys():
-        section[part] = _named(section[part], PARTS[part])
+        section[part] = named(f"loss.{part}", section[part], PARTS[part])
     if "solver" in section:
         section["solver"] = Solver.parse(section["solver"])
-    return _named(section, LOSSES)
+    return named("loss", section, LOSSES)
 
 
 def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Tensor] | None:
@@ -184,10 +184,3 @@ def build_preview(recipe: Recipe, model: nn.Module) -> Callable[[nn.Module], Ten
         return sample(field, noise, y=y, solver=solver).x
 
     return preview
-
-
-def _named(section: dict[str, Any], table: Table) -> Any:
-    arguments = dict(section)
-    name = arguments.pop("name", None)
-    validate.one_of("name", name, tuple(table))
-    return table[name](**arguments)

@@ -49,7 +49,7 @@ def read(recipe: str | Path, overrides: list[str] | None = None) -> Recipe:
         text = Path(recipe).read_text()
     else:
         raise FileNotFoundError(f"recipe: {recipe} is neither a file nor one of {', '.join(names())}")
-    content = _yaml(text)
+    content = value_of(text)
     if not isinstance(content, dict):
         raise ValueError(f"recipe: {recipe} holds no sections; expected {', '.join(SECTIONS)}")
     return override(content, overrides or [])
@@ -70,7 +70,7 @@ def override(recipe: Recipe, overrides: list[str]) -> Recipe:
             raise ValueError(f"override: expected section.key=value; got {text!r}")
         if not isinstance(content.setdefault(section, {}), dict):
             raise ValueError(f"recipe: the section {section!r} holds no keys; got {content[section]!r}")
-        content[section][field] = _yaml(value)
+        content[section][field] = value_of(value)
     check(content)
     for section in ("model", "data", "loss", "coupling", "train"):
         if section in content:
@@ -93,7 +93,13 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _yaml(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """A value as recipes and overrides have it: YAML, with ``1e-3`` as a number.
+
+    Example:
+        >>> value_of("1e-3"), value_of("[1, 28, 28]"), value_of("true")
+        (0.001, [1, 28, 28], True)
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flowbook import couplings, data, models, paths
+from flowbook._core import validate
 from flowbook.cnf import MaximumLikelihood
 from flowbook.diffusion import Diffusion, NoiseSchedule
 from flowbook.flow_matching import FlowMatching
@@ -42,3 +43,21 @@ PARTS: dict[str, Table] = {
     "path": PATHS, "schedule": NOISE_SCHEDULES, "perceptual": PERCEPTUAL,
 }  # fmt: skip
 """The arguments of a loss that are sections of their own."""
+
+
+def named(what: str, section: Any, table: Table) -> Any:
+    """The object that a section's name stands for, made with the section's other entries.
+
+    Example:
+        >>> named("path", {"name": "linear", "sigma_min": 0.1}, PATHS)
+        LinearPath(sigma_min=0.1)
+    """
+    arguments = {"name": section} if isinstance(section, str) else section
+    if not isinstance(arguments, Mapping):
+        raise ValueError(
+            f"{what}: expected a name or a section, such as {{name: {next(iter(table))}}}; got {section!r}"
+        )
+    arguments = dict(arguments)
+    name = arguments.pop("name", None)
+    validate.one_of(f"{what}.name", name, tuple(table))
+    return table[name](**arguments)

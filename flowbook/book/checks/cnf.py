@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowbook.book.checks._diagnosis import diagnose, diagnose_number
 from flowbook.cnf import bits_per_dim, log_prob
 from flowbook.divergence import rademacher
+from flowbook.laws.diagnosis import diagnose, diagnose_number
 
 MATRIX = torch.tensor([[0.5, 2.0, -0.3], [0.4, -0.9, 0.7], [-1.2, 0.1, 0.8]])
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbook.book.checks._diagnosis import diagnose, diagnose_number
 from flowbook.diffusion import NoiseSchedule, ddim_sample, ddim_steps
+from flowbook.laws.diagnosis import diagnose, diagnose_number
 
 
 def amplitude_left(value: float) -> str:

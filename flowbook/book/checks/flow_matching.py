@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbook.book.checks._diagnosis import diagnose, diagnose_number
 from flowbook.couplings import OptimalTransport
+from flowbook.laws.diagnosis import diagnose, diagnose_number
 from flowbook.paths import LinearPath
 from flowbook.solvers import solve
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowbook import inversion
-from flowbook.book.checks._diagnosis import diagnose, diagnose_number
+from flowbook.laws.diagnosis import diagnose, diagnose_number
 from flowbook.solvers import solve
 
 

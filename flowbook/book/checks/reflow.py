@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowbook.book.checks._diagnosis import diagnose, diagnose_number
+from flowbook.laws.diagnosis import diagnose, diagnose_number
 
 
 def _velocity(x: Tensor, t: Tensor | float) -> Tensor:
