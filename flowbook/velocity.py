@@ -241,7 +241,7 @@ class Wrapper(nn.Module):
         return model_calls(getattr(self, self._inner))
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("null", "num_classes", "missing"):
+        if name in ("null", "num_classes", "missing", "classes", "standardizer"):
             return said_by(getattr(self, self._inner), name)
         return super().__getattr__(name)
 
@@ -277,7 +277,8 @@ def unwrapped(model: Any) -> Any:
 def said_by(velocity: Velocity | None, name: str) -> Any:
     """What a model says about itself in an attribute, also behind torch's wrappers; None if it does not.
 
-    Models may have ``num_classes`` (integer labels), ``null`` (what stands for "no condition") and ``path``.
+    Models may have ``num_classes`` (integer labels), ``null`` (what stands for "no condition") and ``path``; and, by
+    ``fit``, ``classes`` (the names of the labels) and ``standardizer`` (how their data were scaled).
 
     Example:
         >>> from flowbook.models import MLP

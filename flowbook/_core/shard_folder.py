@@ -16,13 +16,14 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 import flowbook
@@ -31,6 +32,8 @@ from flowbook._core.files import flush, write_text
 from flowbook._core.tree import fields_of, stored_dtype
 
 NOTES = ("torch", "flowbook")  # entries of the manifest for information only, never compared
+GROWING = ("n", "values", *NOTES)
+"""What may differ between a folder and a larger one that it becomes: the number of rows, and the conditions of more."""
 PATIENCE = 600.0
 """Seconds that a process waits for another one to write something."""
 
@@ -49,20 +52,24 @@ class ShardFolder(ABC):
     """The function that makes such folders."""
 
     @classmethod
-    def claim(cls, path: Path, settings: dict[str, Any]) -> Self:
-        """Create the folder for these settings, or raise if it was made with other settings."""
+    def claim(cls, path: Path, settings: dict[str, Any], first: Callable[[int], Any]) -> Self:
+        """Create the folder for these settings, or raise if it was made with other settings.
+
+        A folder may grow: with more rows, and the same settings otherwise, it keeps those that it has. ``first(n)``
+        says what "values" would be for the first n of the conditions.
+        """
         settings = {"kind": cls.kind} | settings
         if path.exists() and not path.is_dir():
             raise ValueError(f"out: expected a folder; {path} is a file")
         path.mkdir(parents=True, exist_ok=True)
         manifest = path / "manifest.json"
         if not manifest.exists():
-            others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".manifest.json.")]
+            others = [entry.name for entry in path.iterdir() if not entry.name.startswith((".manifest.json.", ".lock"))]
             if others and not manifest.exists():  # another process may just have made the folder; it writes this first
                 raise ValueError(f"out: expected an empty folder, or one of {cls.kind}; {path} holds {others[0]}")
             notes = {"torch": torch.__version__, "flowbook": flowbook.__version__}
             write_text(manifest, json.dumps(settings | notes, indent=2) + "\n")
-        was = cls.read(path).settings
+        was = cls._grown(path, settings, first).settings
         names = [name for name in was | settings if name not in NOTES and was.get(name) != settings.get(name)]
         if names:
             differing = "; ".join(f"{name} was {was.get(name)!r}, is {settings.get(name)!r}" for name in names)
@@ -70,6 +77,22 @@ class ShardFolder(ABC):
                 f"out: {path} holds {cls.kind} made with other settings ({differing}); choose another folder"
             )
         return cls(path, settings)
+
+    @classmethod
+    def _grown(cls, path: Path, settings: dict[str, Any], first: Callable[[int], Any]) -> Self:
+        """The folder, enlarged if it was made with fewer rows and the same settings."""
+        with FileLock(path / ".lock"):  # one of several processes enlarges it
+            folder = cls.read(path)
+            was, n = folder.settings, folder.settings["n"]
+            same = all(was.get(name) == settings.get(name) for name in {*was, *settings} - {*GROWING})
+            if not same or n >= settings["n"] or was.get("values") != first(n):
+                return folder
+            last = n // settings["shard_size"]
+            if n % settings["shard_size"] and folder.shard(last).exists():  # it gets more rows, and is made again
+                shutil.rmtree(folder.shard(last))
+            notes = {name: was[name] for name in NOTES if name in was}
+            write_text(path / "manifest.json", json.dumps(settings | notes, indent=2) + "\n")
+            return cls.read(path)
 
     @classmethod
     def read(cls, path: Path) -> Self:

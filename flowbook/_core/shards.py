@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowbook._core.digest import digest
-from flowbook._core.shard_folder import NOTES, ShardFolder
+from flowbook._core.shard_folder import GROWING, ShardFolder
 from flowbook._core.tree import built, fields_of, from_stored
 
 
@@ -33,6 +33,11 @@ class Shards(Dataset[Any]):
         self._shards = [self._folder.open(k) for k in range(self._folder.shards)]
         self.labels = self._condition(self._all(fields_of(self.manifest["condition"])))
         """The condition of all rows, such as labels of shape (n,), or None."""
+
+    def identity(self) -> str:
+        """What determines the rows, wherever the folder lies and however many there are."""
+        settings = {name: value for name, value in self.manifest.items() if name not in GROWING}
+        return f"{type(self).__name__} {digest(settings)[:16]}"
 
     def __len__(self) -> int:
         return int(self.manifest["n"])
@@ -87,8 +92,3 @@ class Shards(Dataset[Any]):
         """The mean number of model calls for a row."""
         shards = range(self._folder.shards)
         return sum(self._folder.notes(k)["nfe"] * len(self._folder.rows(k)) for k in shards) / len(self)
-
-    @property
-    def name(self) -> str:
-        """A digest of the content, so that a run is not resumed on other data."""
-        return digest({name: value for name, value in self.manifest.items() if name not in NOTES})[:16]

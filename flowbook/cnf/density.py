@@ -17,7 +17,7 @@ from flowbook.condition import Condition, check_condition, warn_untrained
 from flowbook.divergence import MODES, TRACES, Mode, Trace, jacobian_terms, rademacher
 from flowbook.paths import log_normal, path_of
 from flowbook.solvers import Solver, SolverOptions, as_solver, solve
-from flowbook.velocity import Velocity, check_order, evaluating, model_calls
+from flowbook.velocity import Velocity, check_order, evaluating, model_calls, said_by
 
 FIFTY_STEPS = Solver("rk4", steps=50)
 
@@ -96,9 +96,9 @@ def log_prob(
         tensor([True])
     """
     check_trace(trace, probes, generator)
-    check_order(velocity)
     chosen = as_solver(solver, default=FIFTY_STEPS)
-    joint = Joint(velocity, x1, y, Probing(trace, probes, generator, mode))
+    z1, volume = standardized_by(velocity, x1)
+    joint = Joint(velocity, z1, y, Probing(trace, probes, generator, mode))
     warn_untrained(velocity, y, stacklevel=2)
     with evaluating(velocity):
         latent, integrals, nfe = integrate(joint, joint, chosen, nodes=nodes, differentiable=differentiable)
@@ -108,12 +108,24 @@ def log_prob(
         spread = integrals.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(integrals[:, 0], math.nan)
     calls = model_calls(velocity)
     return LogProb(
-        log_prob=source_log_prob(source, latent, velocity) - integrals.mean(1),
+        log_prob=source_log_prob(source, latent, velocity) - integrals.mean(1) - volume,
         std_err=spread.detach(),
         latent=latent,
         nfe=nfe * calls,
         nfe_trace=(nfe if nodes is None else nodes) * calls,
     )
+
+
+def standardized_by(velocity: Velocity, x1: Tensor) -> tuple[Tensor, float]:
+    """Data in the units of the network, and the logarithm of the factor by which densities differ in them.
+
+    Example:
+        >>> standardized_by(lambda x, t: x, torch.ones(1, 2))
+        (tensor([[1., 1.]]), 0.0)
+    """
+    check_order(velocity)
+    scale = said_by(velocity, "standardizer")
+    return (x1, 0.0) if scale is None else (scale(x1), scale.log_volume(x1))
 
 
 def integrate(

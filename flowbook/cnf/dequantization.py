@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowbook._core import keyed, validate
+from flowbook._core.digest import digest
 from flowbook._core.draws import indices
 from flowbook._core.tree import map_condition
 from flowbook.condition import check_condition
@@ -71,6 +72,10 @@ class Dequantized:
         check_condition("y", self.y, len(self.x1))
         self.levels = levels
         self.name = f"{tuple(self.x1.shape)} at {levels} levels"
+
+    def identity(self) -> str:
+        """The levels and the digest of the data."""
+        return f"Dequantized {self.name} {digest((self.x1, self.y))[:16]}"
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor | tuple[Tensor, Any]:
         """n dequantized samples, (n, ...), or with labels the pair of both."""

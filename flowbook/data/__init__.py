@@ -6,7 +6,9 @@ are tensors ``(images, labels)``: images (N, C, H, W) in [-1, 1], labels (N,).
 
 from flowbook.analytic import eight_gaussians, two_gaussians
 from flowbook.data.batch import Batch, is_tensors, labels_of, map_batch, parts_of, to_device, unpack
+from flowbook.data.conversion import Columns, Paired, Standardized, as_data, standardized
 from flowbook.data.files import condition, tensors
+from flowbook.data.folders import ImageFolder, ImageReader, find_images, image_folder
 from flowbook.data.generated_images import GenerationOptions, ImageShards, generate_images, to_bytes
 from flowbook.data.images import (
     ImageTensors,
@@ -15,22 +17,30 @@ from flowbook.data.images import (
     digits,
     fashion_mnist,
     gray_levels,
-    image_folder,
     mnist,
     to_unit_interval,
 )
 from flowbook.data.out_of_distribution import CORRUPTIONS, corrupt, letters, photo_patches
-from flowbook.data.planar import Planar, Source, Unpaired, checkerboard, moons, pinwheel, spirals
+from flowbook.data.planar import Planar, Rows, Source, Unpaired, checkerboard, identity_of, moons, pinwheel, spirals
+from flowbook.data.standardizer import Standardizer
 
 __all__ = [
     "CORRUPTIONS",
     "Batch",
+    "Columns",
     "GenerationOptions",
+    "ImageFolder",
+    "ImageReader",
     "ImageShards",
     "ImageTensors",
+    "Paired",
     "Planar",
+    "Rows",
     "Source",
+    "Standardized",
+    "Standardizer",
     "Unpaired",
+    "as_data",
     "checkerboard",
     "cifar10",
     "condition",
@@ -39,8 +49,10 @@ __all__ = [
     "digits",
     "eight_gaussians",
     "fashion_mnist",
+    "find_images",
     "generate_images",
     "gray_levels",
+    "identity_of",
     "image_folder",
     "is_tensors",
     "labels_of",
@@ -52,6 +64,7 @@ __all__ = [
     "photo_patches",
     "pinwheel",
     "spirals",
+    "standardized",
     "tensors",
     "to_bytes",
     "to_device",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
@@ -32,7 +33,7 @@ def split_options(options: GenerationOptions, default: Solver) -> tuple[Solver, 
     return as_solver(solver, default), folder
 
 
-class ImageFolder(ShardFolder):
+class ImageShardFolder(ShardFolder):
     kind: ClassVar[str] = "images"
     unit: ClassVar[str] = "image"
     maker: ClassVar[str] = "generate_images"
@@ -92,7 +93,8 @@ def generate_images(
     """
     solver, how = split_options(options, default=Solver("midpoint", steps=25))
     rows = generation(velocity, source, n=n, y=y, seed=seed, solver=solver)
-    return ImageShards(generate(ImageFolder, rows, n, out, **how).path)
+    rows = dataclasses.replace(rows, as_data=True)
+    return ImageShards(generate(ImageShardFolder, rows, n, out, **how).path)
 
 
 class ImageShards(Shards):
@@ -106,7 +108,7 @@ class ImageShards(Shards):
         ValueError: for a damaged file, or a folder of pairs.
     """
 
-    _folder_class = ImageFolder
+    _folder_class = ImageShardFolder
 
     def __getitem__(self, index: int) -> Any:
         """One image in [-1, 1], shape (C, H, W), and its condition where there is one."""

@@ -8,6 +8,7 @@ processes or on interruptions either, bit for bit; another batch size rounds dif
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from flowbook._core.tree import as_stored, form_of, leaves, map_condition
 from flowbook.condition import Condition, check_condition, rows_of
 from flowbook.data.planar import Source
 from flowbook.paths import path_of
-from flowbook.solvers import Solver, sample
+from flowbook.solvers import Solver, sample, solve
 from flowbook.velocity import Velocity, device_of, dtype_of
 
 
@@ -62,6 +63,8 @@ class Generation:
     y: Condition
     seed: int
     solver: Solver
+    as_data: bool = False
+    """Whether x1 is in the units of the data, where the network has others."""
 
     def rows(self, first: int, n: int) -> tuple[Tensor, Tensor, Any, int]:
         """x0, x1, condition and model calls of rows ``first`` to ``first + n - 1``, on the CPU."""
@@ -70,7 +73,8 @@ class Generation:
         y = map_condition(lambda part: part[first : first + n], self.y)
         on_device = map_condition(lambda part: part.to(device), y)
         x0 = x0.to(dtype=dtype_of(self.velocity))
-        solution = sample(self.velocity, x0.to(device), y=on_device, solver=self.solver)
+        solve_for = sample if self.as_data else solve
+        solution = solve_for(self.velocity, x0.to(device), y=on_device, solver=self.solver)
         x1 = solution.x.cpu()
         if not bool(torch.isfinite(x1).all()):
             raise RuntimeError(f"velocity: the samples of rows {first} to {first + n - 1} are not all finite")
@@ -115,7 +119,8 @@ def generate(
         "condition": form_of(rows.y),
         "values": None if rows.y is None else digest(rows.y),
     }
-    folder = kind.claim(Path(out), settings)
+    first = functools.partial(_digest_of_first, rows.y)
+    folder = kind.claim(Path(out).expanduser(), settings, first)
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     mine, missing = range(rank, folder.shards, processes), folder.missing()
     with _bar(progress, rank, folder, mine, missing) as bar:
@@ -124,6 +129,10 @@ def generate(
                 notes["nfe"] = _fill(folder, k, arrays, rows, batch_size=batch_size, bar=bar)
     folder.wait_for_others()
     return folder
+
+
+def _digest_of_first(y: Condition, n: int) -> str | None:
+    return None if y is None else digest(map_condition(lambda part: part[:n], y))
 
 
 def _fill(folder: ShardFolder, k: int, arrays: dict[str, Any], rows: Generation, *, batch_size: int, bar: Any) -> float:

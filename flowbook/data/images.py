@@ -1,14 +1,13 @@
-"""Images: standard data sets as tensors ``(images, labels)``, and your own folders of images."""
+"""Images: standard data sets as tensors ``(images, labels)``."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from flowbook._core import validate
 
@@ -58,47 +57,6 @@ def cifar10(split: Split = "train", root: str | Path | None = None) -> ImageTens
     return _from_torchvision("CIFAR10", split, root)
 
 
-def image_folder(root: str | Path, size: int, flip: bool = False, labels: bool = True) -> Dataset[Any]:
-    """A folder of images in one subfolder per class: resized, center-cropped to a square, in [-1, 1].
-
-    Args:
-        root: the folder.
-        size: height and width of the result.
-        flip: mirror each image left to right with probability 1/2 whenever it is read.
-        labels: False omits the labels, for an unconditional model.
-
-    Returns:
-        A Dataset of (image (3, size, size), label), or of images alone; its ``classes`` name the subfolders.
-    """
-    from torchvision import datasets, transforms
-
-    validate.positive_int("size", size)
-    validate.boolean("flip", flip)
-    validate.boolean("labels", labels)
-    steps = [transforms.Resize(size), transforms.CenterCrop(size)]
-    if flip:
-        steps.append(transforms.RandomHorizontalFlip())
-    steps += [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
-    if not Path(root).is_dir():
-        raise FileNotFoundError(f"root: {root} is not a folder; expected one with a subfolder of images per class")
-    folder: Dataset[Any] = datasets.ImageFolder(str(root), transform=transforms.Compose(steps))
-    return folder if labels else _WithoutLabels(folder)
-
-
-class _WithoutLabels(Dataset[Tensor]):
-    """The images of a data set of (image, label)."""
-
-    def __init__(self, labeled: Any):
-        self.labeled, self.classes = labeled, labeled.classes
-
-    def __len__(self) -> int:
-        return len(self.labeled)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image: Tensor = self.labeled[index][0]
-        return image
-
-
 def to_unit_interval(images: Tensor) -> Tensor:
     """[-1, 1] -> [0, 1], clipped: for showing and saving.
 
@@ -112,7 +70,7 @@ def to_unit_interval(images: Tensor) -> Tensor:
 def data_root(root: str | Path | None = None) -> Path:
     """The folder of downloaded data: the argument, or ``FLOWBOOK_DATA``, or ``~/.cache/flowbook``."""
     if root is not None:
-        return Path(root)
+        return Path(root).expanduser()
     return Path(os.environ.get("FLOWBOOK_DATA") or Path.home() / ".cache" / "flowbook")
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from flowbook._core import validate
-from flowbook._core.draws import origin
+from flowbook._core.digest import digest
+from flowbook._core.draws import indices, origin
+from flowbook.data.conversion import as_array
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class Planar:
     draw: Callable[[int, torch.Generator | None], Tensor]
     density: Callable[[Tensor], Tensor] | None = None
     dim: int = 2
+    settings: str = ""
+    """The arguments it was made with, by which a run knows its data."""
+
+    def identity(self) -> str:
+        """The name with the arguments."""
+        return f"{self.name}({self.settings})"
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n points, shape (n, 2)."""
@@ -55,6 +63,8 @@ class Source(Protocol):
 class Unpaired:
     """Two independent distributions, for a flow from one to the other: the source need not be noise.
 
+    Either may be a set of samples (N, ...), of which rows are drawn with replacement; their numbers may differ.
+
     Args:
         source: where the flow starts, at t = 0.
         target: where it ends, at t = 1. Both have ``.sample(n, generator=None) -> (n, D)``.
@@ -66,12 +76,15 @@ class Unpaired:
         (torch.Size([5, 2]), torch.Size([5, 2]), None)
     """
 
-    source: Source
-    target: Source
+    source: Source | Tensor
+    target: Source | Tensor
 
     def __post_init__(self) -> None:
         for name in ("source", "target"):
-            side = getattr(self, name)
+            side = as_array(getattr(self, name), name)
+            if isinstance(side, Tensor):
+                side = Rows(side)
+            object.__setattr__(self, name, side)
             if isinstance(side, type) or not callable(getattr(side, "sample", None)):
                 raise TypeError(
                     f"{name}: expected an object with sample(n, generator=None), such as moons(); got "
@@ -80,7 +93,51 @@ class Unpaired:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, None]:
         """A batch (x0, x1, y) of n independent pairs, x0 and x1 of shape (n, D), without labels."""
-        return self.source.sample(n, generator=generator), self.target.sample(n, generator=generator), None
+        source: Any = self.source
+        target: Any = self.target
+        return source.sample(n, generator=generator), target.sample(n, generator=generator), None
+
+    def identity(self) -> str:
+        """The identities of both sides."""
+        return " to ".join(identity_of(side) for side in (self.source, self.target))
+
+
+class Rows:
+    """Samples (N, ...) as a distribution: rows drawn uniformly, with replacement.
+
+    Example:
+        >>> Rows(torch.ones(3, 2)).sample(5).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, samples: Tensor):
+        validate.float_tensor("samples", samples, min_dim=2, finite=True)
+        if len(samples) == 0:
+            raise ValueError("samples: expected at least one; got none")
+        self.samples = samples
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n rows, shape (n, ...)."""
+        validate.positive_int("n", n)
+        return self.samples[indices(len(self.samples), n, generator)]
+
+    def identity(self) -> str:
+        """The digest of the samples."""
+        return f"{tuple(self.samples.shape)} {digest(self.samples)[:16]}"
+
+
+def identity_of(data: Any) -> str:
+    """What determines a data set, as far as it says: its ``identity()``, or else its kind and name.
+
+    Example:
+        >>> identity_of(moons(noise=0.1))
+        'moons(noise=0.1, scale=3.0, shift=-1.0)'
+    """
+    tell = getattr(data, "identity", None)
+    if callable(tell):
+        return str(tell())
+    name = getattr(data, "name", None)
+    return type(data).__name__ + (f" {name}" if isinstance(name, str) else "")
 
 
 def moons(noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Planar:
@@ -102,7 +159,7 @@ def moons(noise: float = 0.2, scale: float = 3.0, shift: float = -1.0) -> Planar
         points = torch.stack([x, y], dim=1) + noise * torch.randn(n, 2, generator=generator, device=origin(generator))
         return scale * points + shift
 
-    return Planar("moons", draw)
+    return Planar("moons", draw, settings=f"noise={noise}, scale={scale}, shift={shift}")
 
 
 def checkerboard(half_width: float = 4.0, squares: int = 4) -> Planar:
@@ -131,7 +188,7 @@ def checkerboard(half_width: float = 4.0, squares: int = 4) -> Planar:
         log_area = math.log(2.0 * half_width**2)
         return torch.where(inside, -log_area, -torch.inf).to(x.dtype)
 
-    return Planar("checkerboard", draw, density)
+    return Planar("checkerboard", draw, density, settings=f"half_width={half_width}, squares={squares}")
 
 
 def spirals(noise: float = 0.1, turns: float = 1.5, scale: float = 1.0) -> Planar:
@@ -151,7 +208,7 @@ def spirals(noise: float = 0.1, turns: float = 1.5, scale: float = 1.0) -> Plana
         arm = torch.stack([-angle.cos() * angle, angle.sin() * angle], dim=1) / 3.0
         return scale * (sign * arm + noise * torch.randn(n, 2, generator=generator, device=origin(generator)))
 
-    return Planar("spirals", draw)
+    return Planar("spirals", draw, settings=f"noise={noise}, turns={turns}, scale={scale}")
 
 
 def pinwheel(
@@ -195,7 +252,8 @@ def pinwheel(
             terms.append(-0.5 * z.square().sum(1) - std.log().sum() - math.log(2 * math.pi))
         return torch.logsumexp(torch.stack(terms), dim=0) - math.log(blades) - 2 * math.log(scale)
 
-    return Planar("pinwheel", draw, density)
+    numbers = f"{blades}, {radial_std}, {tangential_std}, {rate}, {scale}"
+    return Planar("pinwheel", draw, density, settings=numbers)
 
 
 def _finite(**numbers: float) -> None:

@@ -12,7 +12,7 @@ from flowbook.condition import Condition, Null, check_condition
 from flowbook.guidance import Guided, guided
 from flowbook.solvers import SolverOptions, as_solver, solve
 from flowbook.solvers.solution import refuse
-from flowbook.velocity import Velocity, unwrapped
+from flowbook.velocity import Velocity, said_by, unwrapped
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def edit(
     field = velocity if guidance == 1.0 else guided(velocity, guidance, null)
     turn = 1.0 - strength
     chosen = as_solver(solver).between(turn, 1.0)
-    there = solve(velocity, x1, 1.0, turn, y=y, solver=chosen)
+    scale = said_by(velocity, "standardizer")
+    there = solve(velocity, x1 if scale is None else scale(x1), 1.0, turn, y=y, solver=chosen)
     back = solve(field, there.x, turn, 1.0, y=new_y, solver=chosen)
-    return Edit(back.x, there.x, there.nfe + back.nfe)
+    return Edit(back.x if scale is None else scale.undo(back.x), there.x, there.nfe + back.nfe)

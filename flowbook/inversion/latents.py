@@ -13,7 +13,7 @@ from flowbook._core import validate
 from flowbook.condition import Condition
 from flowbook.solvers import FIXED, Method, Solution, SolveOptions, SolverOptions, as_solver, sample, solve
 from flowbook.solvers.solution import refuse
-from flowbook.velocity import Velocity
+from flowbook.velocity import Velocity, said_by
 
 
 def invert(velocity: Velocity, x1: Tensor, *, y: Condition = None, **options: Unpack[SolveOptions]) -> Solution:
@@ -42,7 +42,8 @@ def invert(velocity: Velocity, x1: Tensor, *, y: Condition = None, **options: Un
     """
     refuse(options, ("t0", "t1"), "invert runs from 1 to 0; use solve for other times")
     validate.float_tensor("x1", x1, min_dim=1, finite=True)
-    return solve(velocity, x1, 1.0, 0.0, y=y, **options)
+    scale = said_by(velocity, "standardizer")
+    return solve(velocity, x1 if scale is None else scale(x1), 1.0, 0.0, y=y, **options)
 
 
 @dataclass(frozen=True)

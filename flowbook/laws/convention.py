@@ -19,7 +19,7 @@ from flowbook.velocity import TIME_NAMES, Velocity, call
 
 
 class ConventionOptions(TypedDict, total=False):
-    """The words of :func:`flowbook.adapters.from_callable`."""
+    """The words of :func:`~flowbook.adapters.from_callable`."""
 
     order: Order
     time_scale: float

@@ -39,7 +39,7 @@ def check_log_prob(
         tolerance: the root mean square of the error that is allowed, in nats.
         seed: of the data and probes.
         convention: ``order``, ``time_scale``, ``reverse``, ``sign``, ``output``, ``path``, as in
-            :func:`flowbook.adapters.from_callable`.
+            :func:`~flowbook.adapters.from_callable`.
 
     Returns:
         A sentence with the error.

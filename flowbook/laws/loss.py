@@ -38,7 +38,7 @@ def check_loss(
         shape: of one sample of the data, such as (1, 28, 28).
         seed: of the data and draws.
         convention: how the loss calls its model and what it teaches it: ``order``, ``time_scale``, ``reverse``,
-            ``sign``, ``output`` and ``path``, as in :func:`flowbook.adapters.from_callable`. ``path`` may be a
+            ``sign``, ``output`` and ``path``, as in :func:`~flowbook.adapters.from_callable`. ``path`` may be a
             :class:`~flowbook.diffusion.NoiseSchedule`, for a loss that draws its steps.
 
     Returns:

@@ -39,7 +39,7 @@ def check_sampler(
             below 0.05.
         seed: of the noise.
         convention: how the sampler calls its model and what that returns: ``order``, ``time_scale``, ``reverse``,
-            ``sign``, ``output``, ``path``, as in :func:`flowbook.adapters.from_callable`. ``path`` may be a
+            ``sign``, ``output``, ``path``, as in :func:`~flowbook.adapters.from_callable`. ``path`` may be a
             :class:`~flowbook.diffusion.NoiseSchedule`, for a sampler that goes through its steps.
 
     Returns:

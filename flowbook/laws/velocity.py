@@ -46,7 +46,7 @@ def check_velocity(
             allowed. A short training in the plane reaches 0.05, a formula 1e-6.
         seed: of the states.
         convention: ``order``, ``time_scale``, ``reverse``, ``sign``, ``output``, ``path``, as in
-            :func:`flowbook.adapters.from_callable`.
+            :func:`~flowbook.adapters.from_callable`.
 
     Returns:
         A sentence with the error.

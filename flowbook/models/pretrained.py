@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flowbook._core import validate
 from flowbook.condition import TrainedOn, remember, trained_on
+from flowbook.data import Standardizer
 from flowbook.models.building import build, describe
 from flowbook.models.classifier import Classifier
 
@@ -109,7 +110,11 @@ def export(model: nn.Module, path: str | Path, **notes: Any) -> Path:
         tensors[name] = half.cpu().contiguous()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     trained = trained_on(model)
-    told = {"model": description, "notes": notes, "trained_on": trained and dataclasses.asdict(trained)}
+    scale = getattr(model, "standardizer", None)
+    told = {
+        "model": description, "notes": notes, "trained_on": trained and dataclasses.asdict(trained),
+        "classes": getattr(model, "classes", None), "standardizer": scale and scale.as_dict(),
+    }  # fmt: skip
     save_file(tensors, path, metadata={name: json.dumps(value) for name, value in told.items()})
     return Path(path)
 
@@ -125,10 +130,12 @@ def read_exported(path: str | Path) -> nn.Module:
     try:
         with safe_open(path, framework="pt") as file:
             told = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            description, trained = told["model"], told["trained_on"]
+            description, trained, scale = told["model"], told["trained_on"], told.get("standardizer")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model = build(description["name"], **description["arguments"]).float()
         remember(model, trained and TrainedOn(**trained))
+        said: dict[str, Any] = {"classes": told.get("classes"), "standardizer": scale and Standardizer.from_dict(scale)}
+        vars(model).update(said)
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"path: {path} is damaged or was not written by flowbook: {error!r}") from error

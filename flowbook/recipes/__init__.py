@@ -7,7 +7,8 @@
                                                                    # {name: pairs, root: FOLDER}, for Reflow
     loss: {name: flow_matching, condition_dropout: 0.1}                # or reflow, diffusion, maximum_likelihood; or
                                                                    # cross_entropy, for a classifier
-    init: {checkpoint: mnist}                                      # optional: the parameters to start from
+    init: {checkpoint: mnist}                                      # optional: the parameters to start from; with
+                                                                   # strict: false, those of them that fit
     coupling: {name: independent}                                  # optional
     train: {steps: 1000, batch_size: 128}                          # fields of TrainConfig
     preview: {solver: "midpoint:steps=20", guidance: 1.0}          # optional: grids of samples during training
@@ -23,7 +24,6 @@ from flowbook.recipes.building import (
     build_preview,
     run,
     sample_shape,
-    start_from,
 )
 from flowbook.recipes.reading import Recipe, check, names, override, read
 from flowbook.recipes.speed import Bench, bench
@@ -43,5 +43,4 @@ __all__ = [
     "read",
     "run",
     "sample_shape",
-    "start_from",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,22 @@ from flowbook.models.conditioning import KINDS
 from flowbook.recipes.reading import Recipe, check
 from flowbook.recipes.tables import COUPLINGS, DATA, LOSSES, PARTS, named
 from flowbook.solvers import Solver, sample
-from flowbook.training import Progress, TrainConfig, TrainResult, fit, load
+from flowbook.training import Progress, TrainConfig, TrainResult, fit
 from flowbook.training.precision import Precision, choose_device
 
 
-def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress: Progress = None) -> TrainResult:
+def run(
+    recipe: Recipe,
+    out: str | Path | None,
+    *,
+    resume: bool = True,
+    progress: Progress = None,
+    extend: Sequence[str] = (),
+) -> TrainResult:
     """Train a recipe; the same as calling :func:`~flowbook.training.fit` with the objects it names."""
     check(recipe)
     torch.manual_seed(recipe["train"].get("seed", 0))
     model = build_model(recipe)
-    if "init" in recipe:
-        start_from(model, recipe["init"]["checkpoint"])
     loss, source = build_loss(recipe), build_data(recipe)
     _check_conditions(recipe, model, source)
     coupling = named("coupling", recipe.get("coupling", {"name": "independent"}), COUPLINGS)
@@ -47,6 +52,9 @@ def run(recipe: Recipe, out: str | Path | None, *, resume: bool = True, progress
         preview=build_preview(recipe, model),
         recipe=recipe,
         progress=progress,
+        init=recipe.get("init", {}).get("checkpoint"),
+        strict=recipe.get("init", {}).get("strict", True),
+        extend=extend,
     )
 
 
@@ -106,17 +114,6 @@ def build_model(recipe: Recipe) -> nn.Module:
     return models.build(section.pop("name"), **section)
 
 
-def start_from(model: nn.Module, checkpoint: str) -> None:
-    """Load the averaged parameters (EMA) of a checkpoint, or shipped weights, into a model."""
-    teacher = load(checkpoint)
-    if models.describe(teacher) != models.describe(model):
-        raise ValueError(
-            f"init.checkpoint: expected the parameters of {models.describe(model)}; {checkpoint} holds "
-            f"{models.describe(teacher) or type(teacher).__name__}"
-        )
-    model.load_state_dict(teacher.state_dict())
-
-
 def _check_conditions(recipe: Recipe, model: Any, source: Any) -> None:
     """Raise for a model with conditions and data without, since it would be trained on its null alone."""
     kinds = {name: value for name in KINDS if (value := getattr(model, name, None)) is not None}
@@ -140,6 +137,8 @@ def _labeled(source: Any) -> bool:
         return source.labels is not None
     if is_tensors(source):
         return labels_of(source) is not None
+    if hasattr(source, "classes"):  # a folder of images
+        return source.classes is not None
     return isinstance(source, Dataset) or getattr(source, "y", None) is not None
 
 

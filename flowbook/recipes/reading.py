@@ -129,8 +129,9 @@ def check(recipe: Recipe) -> None:
     if "coupling" in recipe:
         validate.one_of("coupling.name", recipe["coupling"].get("name"), tuple(COUPLINGS))
         _keys("coupling", recipe["coupling"], _target("coupling", recipe["coupling"]))
-    if "init" in recipe and list(recipe["init"]) != ["checkpoint"]:
-        raise ValueError(f"recipe: init has one key, checkpoint; got {', '.join(recipe['init']) or 'none'}")
+    if "init" in recipe and ("checkpoint" not in recipe["init"] or set(recipe["init"]) - {"checkpoint", "strict"}):
+        got = ", ".join(recipe["init"]) or "none"
+        raise ValueError(f"recipe: init has the keys checkpoint and, if you like, strict; got {got}")
     for key in recipe.get("preview", {}):
         validate.one_of("preview key", key, ("solver", "guidance"))
 

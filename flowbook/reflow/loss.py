@@ -171,6 +171,7 @@ class Reflow:
     """
 
     condition_dropout: ClassVar[float] = 0.0
+    learns_from_pairs: ClassVar[bool] = True
 
     times: Times | int = "uniform"
     distance: Distance = "l2"

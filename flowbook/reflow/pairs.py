@@ -22,7 +22,7 @@ from flowbook.condition import Condition, rows_of
 from flowbook.data import GenerationOptions, Source
 from flowbook.data.generated_images import split_options
 from flowbook.data.generation import as_condition, as_source, generate, generation
-from flowbook.solvers import Solver, SolverOptions, as_solver, sample
+from flowbook.solvers import Solver, SolverOptions, as_solver, solve
 from flowbook.velocity import Velocity, device_of, dtype_of
 
 
@@ -166,4 +166,4 @@ class OnlinePairs:
         if self.y is not None:
             drawn = indices(rows_of(self.y), n, generator)
             y = map_condition(lambda part: part[drawn].to(device), self.y)
-        return x0, sample(self.velocity, x0, y=y, solver=self.solver).x, y
+        return x0, solve(self.velocity, x0, y=y, solver=self.solver).x, y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from flowbook.paths import path_of
 from flowbook.solvers.adaptive import solve_adaptive
 from flowbook.solvers.fixed import FIXED, solve_fixed
 from flowbook.solvers.solver import Solver, SolverOptions, as_solver, ending_at, ordered_times
-from flowbook.velocity import Velocity, call, check_order, evaluating, model_calls
+from flowbook.velocity import Velocity, call, check_order, evaluating, model_calls, said_by
 
 
 class SolveOptions(SolverOptions, total=False):
@@ -119,6 +120,8 @@ def solve(
 def sample(velocity: Velocity, x0: Tensor, *, y: Condition = None, **options: Unpack[SolveOptions]) -> Solution:
     """Noise to data: :func:`solve` from 0 to 1, with the same options.
 
+    Samples of a network that was trained on :func:`flowbook.data.standardized` data are in the units of the data.
+
     Warns:
         UserWarning: for noise much smaller than that from which the velocity's path starts, as EDM's with 80.
 
@@ -128,7 +131,12 @@ def sample(velocity: Velocity, x0: Tensor, *, y: Condition = None, **options: Un
     """
     refuse(options, ("t0", "t1"), "sample runs from 0 to 1; use solve for other times")
     _warn_source(velocity, x0)
-    return solve(velocity, x0, 0.0, 1.0, y=y, **options)
+    found = solve(velocity, x0, 0.0, 1.0, y=y, **options)
+    scale = said_by(velocity, "standardizer")
+    if scale is None:
+        return found
+    trajectory = None if found.trajectory is None else scale.undo(found.trajectory)
+    return dataclasses.replace(found, x=scale.undo(found.x), trajectory=trajectory)
 
 
 def _warn_source(velocity: Velocity, x0: Tensor) -> None:

@@ -8,10 +8,11 @@ from flowbook._core.keyed import keyed, rand, randn_like
 from flowbook.training.arguments import Callback, Progress
 from flowbook.training.config import TrainConfig
 from flowbook.training.ema import EMA
-from flowbook.training.loading import load
-from flowbook.training.loop import TrainResult, fit
+from flowbook.training.loading import load, start_from
+from flowbook.training.loop import fit
 from flowbook.training.loss import Loss
 from flowbook.training.preemption import EXIT_STATUS, Interrupted, Preempted
+from flowbook.training.result import TrainResult
 from flowbook.training.step import StepContext, micro_batches, train_step
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "micro_batches",
     "rand",
     "randn_like",
+    "start_from",
     "train_step",
 ]

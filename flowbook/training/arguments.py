@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from flowbook._core import validate
 from flowbook.couplings import Coupling
-from flowbook.data import is_tensors, unpack
+from flowbook.data import Paired, Standardized, Standardizer, as_data, is_tensors, unpack
 from flowbook.training import batches
 from flowbook.training.config import TrainConfig
 from flowbook.training.loss import CompleteLoss
-from flowbook.velocity import check_order
+from flowbook.velocity import check_order, dtype_of, said_by
 
 Callback = Callable[[int, nn.Module, dict[str, float]], None]
 Progress = bool | Literal["lines"] | None
@@ -39,6 +41,25 @@ class Arguments:
     progress: Progress
     callbacks: Sequence[Callback]
     validation: Any
+    init: str | Path | nn.Module | None = None
+    strict: bool = True
+    extend: Sequence[str] = ()
+    classes: list[str] | None = None
+    """The names of the labels, where the data say them."""
+    standardizer: Standardizer | None = None
+
+    def prepared(self) -> Arguments:
+        """The same with data as the loop takes them: arrays as tensors of the network's dtype, dicts as tuples."""
+        data, scale = self.data, None
+        if isinstance(data, Standardized):
+            data, scale = data.data, data.standardizer
+        dtype = dtype_of(self.network) if isinstance(self.network, nn.Module) else None
+        data, held_out = as_data(data, dtype), as_data(self.validation, dtype, "validation")
+        if getattr(self.loss.loss, "learns_from_pairs", False):
+            data, held_out = (_as_pairs(one) for one in (data, held_out))
+        names = getattr(data, "classes", None)
+        classes = [str(name) for name in names] if isinstance(names, (list, tuple)) else None
+        return dataclasses.replace(self, data=data, validation=held_out, classes=classes, standardizer=scale)
 
     def check(self) -> None:
         """Raise for invalid arguments."""
@@ -61,6 +82,10 @@ class Arguments:
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"out: expected a folder; {self.folder} is a file")
         validate.one_of("progress", self.progress, (None, True, False, "lines"))
+        validate.boolean("strict", self.strict)
+        if isinstance(self.extend, str) or not all(isinstance(name, str) for name in self.extend):
+            raise TypeError(f"extend: expected names of settings, such as ['steps']; got {self.extend!r}")
+        _check_classes(self.network, self.classes)
         for name, data in (("data", self.data), ("validation", self.validation)):
             if name == "data" or data is not None:
                 batches.check(data, name)
@@ -82,6 +107,25 @@ def _check_network(network: nn.Module) -> None:
             "velocity: expected trainable parameters; got none that require gradients, as in the averaged copy that a "
             "run returns (velocity.requires_grad_(True) makes a copy trainable)"
         )
+
+
+def _check_classes(network: nn.Module, classes: list[str] | None) -> None:
+    """With another number of classes, the last label would train as the null, or some labels not at all."""
+    count = said_by(network, "num_classes")
+    if classes is None or count is None or len(classes) == count:
+        return
+    few = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    raise ValueError(f"num_classes: expected {len(classes)}, the number of classes of the data ({few}); got {count}")
+
+
+def _as_pairs(data: Any) -> Any:
+    """Items of two tensors of the same shape as pairs, for a loss that learns from nothing else."""
+    if not isinstance(data, Dataset) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        return data
+    first: Any = data[0] if len(data) > 0 else ()
+    if not isinstance(first, (tuple, list)) or len(first) != 2 or not all(isinstance(one, Tensor) for one in first):
+        return data
+    return Paired(data) if first[0].shape == first[1].shape and first[1].is_floating_point() else data
 
 
 def _check_finite(name: str, data: Any) -> None:

@@ -7,7 +7,7 @@ processes share it: process r of R takes rows ``r B/R`` to ``(r + 1) B/R`` of th
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -79,6 +79,8 @@ class Plan:
     device: torch.device
     workers: int = 0
     """Processes that prefetch a Dataset; a sample does not depend on the process that reads it."""
+    look: Callable[[Batch], None] | None = None
+    """Called with each batch of a Dataset before it goes to the device: to raise for labels that are no classes."""
 
 
 def batches(data: Any, plan: Plan) -> Iterator[Batch]:
@@ -135,7 +137,10 @@ def _from_tensors(data: Batch, plan: Plan) -> Iterator[Batch]:
 def _from_indexed(data: Indexed, plan: Plan) -> Iterator[Batch]:
     order = EpochOrder(len(data), plan.batch_size, plan.seed)
     for step in plan.steps:
-        yield map_batch(lambda part: to_device(part, plan.device), data.batch(order.indices(step)[plan.share]))
+        batch = data.batch(order.indices(step)[plan.share])
+        if plan.look is not None:
+            plan.look(batch)
+        yield map_batch(lambda part: to_device(part, plan.device), batch)
 
 
 def _from_distribution(data: Distribution, plan: Plan) -> Iterator[Batch]:
@@ -182,6 +187,8 @@ def _from_dataset(data: Dataset[Any], plan: Plan) -> Iterator[Batch]:
         pin_memory=plan.device.type == "cuda", worker_init_fn=_stay, collate_fn=_together,
     )  # fmt: skip
     for batch in loader:
+        if plan.look is not None:
+            plan.look(batch)
         yield map_batch(lambda part: part.to(plan.device, non_blocking=True), batch)
 
 

@@ -35,9 +35,9 @@ from flowbook.training.sharding import like
 
 PATIENCE = 20.0
 """Seconds to wait for a folder's lock, since the readers of a killed run outlive it for a while."""
-FORMAT = 2
-"""The format of state.json. Format 1, of flowbook 0.1 before its layout was settled, is refused."""
-STATE = ("step", "config", "model", "recipe", "ingredients", "loss")
+FORMAT = 3
+"""The format of state.json. Earlier ones, of flowbook 0.1 before its layout was settled, are refused."""
+STATE = ("step", "config", "model", "recipe", "ingredients", "loss", "classes", "standardizer")
 FILES = ("weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -55,6 +55,8 @@ class Checkpoint:
     ingredients: dict[str, str | None] | None = None  # short descriptions of loss, coupling and data
     loss: dict[str, Any] | None = None  # {"class": ..., "arguments": {...}} of a loss that defines the velocity
     trained_on: TrainedOn | None = None
+    classes: list[str] | None = None  # the names of the labels
+    standardizer: dict[str, Any] | None = None  # how the data were scaled
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:

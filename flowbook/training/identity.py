@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import inspect
 import json
 import re
+import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +20,9 @@ from flowbook import models
 from flowbook._core.digest import digest
 from flowbook.analytic import GaussianMixture
 from flowbook.couplings import Coupling
-from flowbook.data import is_tensors, parts_of
+from flowbook.data import identity_of, is_tensors, parts_of
 from flowbook.training import checkpoint
+from flowbook.training.arguments import Arguments
 from flowbook.training.checkpoint import Checkpoint
 from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
 from flowbook.training.ema import EMA
@@ -24,6 +30,10 @@ from flowbook.training.loss import CompleteLoss
 
 Ingredients = dict[str, str | None]
 VALUES = "SHA-256 of the data"
+FIXED = ("seed", "batch_size", "train.seed", "train.batch_size")
+"""What cannot change within a run."""
+PLACES = ("data.root", "data.path")
+"""Entries of a recipe that say where the data lie."""
 
 
 def ingredients(loss: CompleteLoss, coupling: Coupling | None, data: Any) -> Ingredients:
@@ -31,21 +41,24 @@ def ingredients(loss: CompleteLoss, coupling: Coupling | None, data: Any) -> Ing
     content = data.tensors if isinstance(data, TensorDataset) else data
     known = is_tensors(content) or isinstance(content, GaussianMixture)
     values = digest(content)[:16] if known else None
-    return {"loss": _of(loss.loss), "coupling": _of(coupling), "data": _of_data(data), VALUES: values}
+    return {
+        "loss": _of(loss.loss),
+        "coupling": "none" if coupling is None else _of(coupling),
+        "data": _of_data(data),
+        VALUES: values,
+    }
 
 
-def restore(folder: Path | None, resume: bool, identity: Identity, model: nn.Module, ema: EMA) -> Checkpoint | None:
+def restore(arguments: Arguments, identity: Identity, model: nn.Module, ema: EMA) -> Checkpoint | None:
     """The newest checkpoint of the run, if there is one, with its parameters loaded."""
+    folder, resume = arguments.folder, arguments.resume
     paths = [] if folder is None else checkpoint.available(folder / "checkpoints")
     if not paths:
         return None
     if not resume:
         raise ValueError(f"out: {folder} already holds a run; choose another folder, or resume=True to continue it")
     stored = checkpoint.read(paths[-1])
-    if differing := differences(stored, identity):
-        raise ValueError(
-            f"out: {folder} holds a run with other settings ({'; '.join(differing)}); choose another folder"
-        )
+    _check_same(folder, differences(stored, identity), arguments.extend)
     if differing := differences_of_network(stored, model, identity.loss):
         raise ValueError(
             f"out: {folder} holds a run of another network ({'; '.join(differing)}); choose another folder"
@@ -69,8 +82,28 @@ class Identity:
     loss: CompleteLoss
 
 
-def differences(stored: Checkpoint, identity: Identity) -> list[str]:
-    """The differences between a run and its continuation in what determines the parameters."""
+def _check_same(folder: Path | None, differing: dict[str, str], extend: Sequence[str]) -> None:
+    """Raise for a continuation that differs from its run in something that it does not name in ``extend``."""
+    for name in extend:
+        if name in FIXED:
+            raise ValueError(
+                f"extend: {name} cannot change within a run, since the order of its data depends on it; choose another "
+                "folder, with init= for its parameters"
+            )
+    others = {
+        name: said for name, said in differing.items() if name not in extend and name.split(".")[-1] not in extend
+    }
+    if not others:
+        return
+    free = [name for name in others if name not in FIXED]
+    remedy = f"extend={free!r} goes on with the new ones; or " if len(free) == len(others) else ""
+    raise ValueError(
+        f"out: {folder} holds a run with other settings ({'; '.join(others.values())}); {remedy}choose another folder"
+    )
+
+
+def differences(stored: Checkpoint, identity: Identity) -> dict[str, str]:
+    """The differences between a run and its continuation in what determines the parameters, by name."""
     config, recipe, ingredients = identity.config, identity.recipe, identity.ingredients
     ignored = set(NOT_PART_OF_THE_RESULT)
     if config.schedule == "constant":
@@ -83,9 +116,14 @@ def differences(stored: Checkpoint, identity: Identity) -> list[str]:
         compared = ["data", VALUES]  # a recipe names only their location, where the content may have changed
     both = [name for name in compared if ingredients[name] is not None and told.get(name) is not None]
     now, was = now | {name: ingredients[name] for name in both}, was | {name: told[name] for name in both}
-    return [
-        f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in (now | was) if was.get(name) != now.get(name)
-    ]
+    known = VALUES in both or re.search(r"\b[0-9a-f]{16}\b", str(ingredients["data"]))
+    if known and all(now.get(name) == was.get(name) for name in ("data", VALUES)):  # the content counts, not its place
+        now, was = ({name: value for name, value in one.items() if name not in PLACES} for one in (now, was))
+    return {
+        name: f"{name} was {was.get(name)!r}, is {now.get(name)!r}"
+        for name in (now | was)
+        if was.get(name) != now.get(name)
+    }
 
 
 def differences_of_network(stored: Checkpoint, model: nn.Module, loss: CompleteLoss) -> list[str]:
@@ -131,15 +169,24 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of(part: Any) -> str | None:
-    """The repr of a loss or coupling, the same in every process; None where that is not known."""
-    if part is None or dataclasses.is_dataclass(part):
+def _of(part: Any) -> str:
+    """What a loss or coupling is, the same in every process: its settings, or the name and source of a function."""
+    if isinstance(part, functools.partial):
+        return f"partial({_of(part.func)}, {part.args!r}, {part.keywords!r})"
+    if dataclasses.is_dataclass(part):
         return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
-    return None
+    if not isinstance(part, (types.FunctionType, types.MethodType)):
+        kind = type(part)
+        plain = {name: value for name, value in vars(part).items() if isinstance(value, (bool, int, float, str))}
+        return f"{kind.__module__}.{kind.__qualname__}({plain})" if plain else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        source = inspect.getsource(part)
+    except (OSError, TypeError):  # written in an interpreter
+        return part.__qualname__
+    return f"{part.__qualname__} of source {hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
 def _of_data(data: Any) -> str:
     if is_tensors(data):
         return " and ".join(f"{tuple(part.shape)}" for part in parts_of(data).values())
-    name = getattr(data, "name", None)
-    return type(data).__name__ + (f" {name}" if isinstance(name, str) else "")
+    return identity_of(data)

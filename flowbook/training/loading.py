@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import nn
 from flowbook import models
 from flowbook._core import validate
 from flowbook.condition import remember
+from flowbook.data import Standardizer
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.loss import CompleteLoss, Loss
 
@@ -66,7 +69,50 @@ def _from_checkpoint(path: Path, model: nn.Module | None, loss: Loss | None) -> 
     if loss is None and stored.loss is not None:
         loss = _stored_loss(path, stored.loss["class"], stored.loss["arguments"])
     remember(model, stored.trained_on)
+    scale = None if stored.standardizer is None else Standardizer.from_dict(stored.standardizer)
+    describe_data(model, stored.classes, scale)
     return (model if loss is None else CompleteLoss(loss).velocity(model)).eval()
+
+
+def describe_data(network: nn.Module, classes: list[str] | None, standardizer: Standardizer | None) -> None:
+    """Note with a network what its labels are called, and how its data were scaled."""
+    network.classes, network.standardizer = classes, standardizer  # type: ignore[assignment]
+
+
+def start_from(network: nn.Module, init: str | Path | nn.Module, strict: bool = True) -> None:
+    """Copy the parameters of a trained network into a new one.
+
+    Args:
+        network: the new one.
+        init: anything that :func:`load` takes; or a module.
+        strict: raise where names or shapes differ; False copies those that fit, and says how many.
+
+    Raises:
+        ValueError: for parameters that do not fit.
+    """
+    source = init if isinstance(init, nn.Module) else load(init, model=_like(network, init))
+    source = getattr(source, "network", source)
+    have, want = source.state_dict(), network.state_dict()
+    fitting = {name: value for name, value in have.items() if name in want and want[name].shape == value.shape}
+    if strict and (len(fitting) < len(want) or len(fitting) < len(have)):
+        wrong = [name for name in (*want, *have) if name not in fitting]
+        raise ValueError(
+            f"init: expected the parameters of {type(network).__name__}; {wrong[0]} and {len(set(wrong)) - 1} more do "
+            "not fit in name or shape (strict=False copies those that do)"
+        )
+    if not fitting:
+        raise ValueError(f"init: none of the parameters fits {type(network).__name__}")
+    if len(fitting) < len(want):
+        warnings.warn(f"init: {len(fitting)} of {len(want)} parameters are copied; the others are new", stacklevel=3)
+    network.load_state_dict({**want, **fitting})
+
+
+def _like(network: nn.Module, init: Any) -> nn.Module | None:
+    """A module to load a checkpoint into, if it is of a network that this package cannot build."""
+    path = Path(init)
+    if not path.is_dir() or checkpoints.read(checkpoints.locate(path)).model is not None:
+        return None
+    return copy.deepcopy(network)
 
 
 def _stored_loss(path: Path, address: str, arguments: dict[str, Any]) -> Any:

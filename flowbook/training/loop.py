@@ -14,7 +14,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from flowbook.training.config import TrainConfig
 from flowbook.training.context import RunContext, seed_process
 from flowbook.training.ema import EMA
 from flowbook.training.finite import check_losses, check_parameters
+from flowbook.training.loading import describe_data, start_from
 from flowbook.training.log import Display, RunLog
 from flowbook.training.loss import CompleteLoss, Loss
 from flowbook.training.memory import FullMemory
@@ -40,6 +40,7 @@ from flowbook.training.optimizer import learning_rate, make_optimizer
 from flowbook.training.precision import Precision
 from flowbook.training.preemption import Listener
 from flowbook.training.processes import Processes
+from flowbook.training.result import TrainResult
 from flowbook.training.step import train_step
 from flowbook.training.trial import try_out, what_it_learns
 from flowbook.training.validation import validation_loss
@@ -49,24 +50,6 @@ AGREE = 10
 """Number of steps after which several processes tell each other whether one of them has to stop."""
 ONE_THREAD = threading.RLock()
 """Held while a run draws random numbers, since their generators belong to the process."""
-
-
-@dataclass
-class TrainResult:
-    """The result of a run."""
-
-    velocity: nn.Module
-    """The network with averaged parameters (EMA), in eval mode; for a diffusion loss, its probability flow."""
-    live: nn.Module
-    """The module that was passed in, with the parameters of the last step."""
-    step: int
-    """Optimizer steps taken, including steps before a resume."""
-    losses: Tensor
-    """The loss of every step of this call, shape (steps,)."""
-    seconds: float
-    """Wall-clock time of this call's steps."""
-    checkpoint: Path | None
-    """The last checkpoint written, or None without an output folder."""
 
 
 def fit(
@@ -84,6 +67,9 @@ def fit(
     progress: Progress = None,
     callbacks: Sequence[Callback] = (),
     validation: Any = None,
+    init: str | Path | nn.Module | None = None,
+    strict: bool = True,
+    extend: Sequence[str] = (),
 ) -> TrainResult:
     """Train a velocity.
 
@@ -92,7 +78,9 @@ def fit(
         loss: ``loss(velocity, batch) -> scalar``; see :class:`Loss` for its optional methods. Draws of
             :func:`randn_like` and :func:`rand` (as in all of this package's losses) depend only on seed, step and
             sample; other draws on seed, step and process.
-        data: a tensor x1; a tuple (x1, y) or (x0, x1, y); an object with ``.sample(n, generator)``; or a Dataset.
+        data: x1; a tuple (x1, y) or (x0, x1, y); a dict with these names; an object with ``.sample(n, generator)``; a
+            Dataset; or a DataLoader, whose Dataset is read. Arrays may be tensors, NumPy's or DataFrames;
+            :func:`flowbook.data.standardized` takes them at any scale.
         config: see :class:`TrainConfig`.
         coupling: if given, noise is drawn for each batch and coupled with it, one batch ahead in a background thread;
             the loss then gets (x0, x1, y). With several processes, each couples the whole batch and keeps its rows.
@@ -107,6 +95,12 @@ def fit(
             velocity (EMA) and the numbers of the line.
         validation: data like ``data``; the loss of the averaged network (EMA) on them is logged every
             ``config.validation_every`` steps, always with the same noise, times and coupling.
+        init: a trained network to start from: anything that :func:`load` takes, or a module. A resumed run does not
+            read it again.
+        strict: raise where parameters of ``init`` do not fit; False copies those that do.
+        extend: the settings in which a resumed run may differ from what it was, such as ``["steps", "learning_rate"]``
+            for a longer schedule, ``"device"``, ``"data"``, ``"loss"`` or ``"coupling"``. Seed, batch size and network
+            never change within a run.
 
     Raises:
         FloatingPointError: when the loss or the parameters are no longer finite; the last good checkpoint is kept.
@@ -115,10 +109,10 @@ def fit(
         Preempted: when SIGTERM has stopped the run; the process exits with status 75 unless it is caught.
         Interrupted: when Ctrl-C has stopped the run, after a checkpoint; it holds the result. A second Ctrl-C acts at
             once.
-        ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, is in use by another
-            run, or is not the same folder for all processes; when labels of tensor data are not classes of the model,
-            or the batch cannot be split evenly among the processes; and, before the first step, when the loss does not
-            return a scalar, the velocity does not return a tensor like x, or does not accept a 0-d time.
+        ValueError: when ``out`` holds a run with other settings, data, loss, coupling or recipe, is in use, or is not
+            the same folder for all processes; when labels are not classes of the model, or the batch cannot be split
+            evenly among the processes; and, before the first step, when the loss does not return a scalar, the velocity
+            does not return a tensor like x, or does not accept a 0-d time.
         TypeError: for arguments of a wrong type, such as a class in place of an object.
 
     Example:
@@ -130,12 +124,12 @@ def fit(
         >>> result.step, result.losses.shape
         (20, torch.Size([20]))
     """
-    folder = None if out is None else Path(out)
+    folder = None if out is None else Path(out).expanduser()
     recipe = None if recipe is None else json.loads(json.dumps(recipe))
     arguments = Arguments(
         velocity, CompleteLoss(loss), data, config, coupling, folder, resume, stop_after, preview, recipe, progress,
-        callbacks, validation,
-    )  # fmt: skip
+        callbacks, validation, init, strict, extend,
+    ).prepared()  # fmt: skip
     arguments.check()
     with _one_thread():
         processes = Processes(config)
@@ -164,6 +158,8 @@ class Run:
         if not self.sharded and _channels_last(self.model, self.config):  # shards are rows of parameters
             self.model = self.model.to(memory_format=torch.channels_last)
         self.ema = EMA(self.model, self.config.batch_size, self.config.ema_half_life, self.config.ema_ramp)
+        for network in (self.model, self.ema.model):
+            describe_data(network, arguments.classes, arguments.standardizer)
         self.precision = Precision(self.config.precision, self.device)
         known = {} if self.folder is None else identity.ingredients(self.loss, arguments.coupling, arguments.data)
         self.identity = identity.Identity(self.config, arguments.recipe, known, self.loss)
@@ -173,7 +169,10 @@ class Run:
     def restore(self) -> None:
         """Resume from the newest checkpoint; then create everything whose memory layout depends on the parameters."""
         config, folder = self.config, self.folder
-        stored = identity.restore(folder, self.arguments.resume, self.identity, self.model, self.ema)
+        stored = identity.restore(self.arguments, self.identity, self.model, self.ema)
+        if stored is None and (init := self.arguments.init) is not None:
+            start_from(self.model, init, self.arguments.strict)
+            self.ema.model.load_state_dict(self.model.state_dict())
         self.step = self.first = 0 if stored is None else stored.step
         with self.processes.together(folder):
             self.processes.agree_on_step(self.first, folder)
@@ -247,6 +246,7 @@ class Run:
         stream = batches.batches(self.arguments.data, batches.Plan(
             batch_size=self.config.batch_size, seed=keyed.mix(self.config.seed, 1), steps=range(self.first, self.last),
             share=self.share if coupling is None else whole, device=self.device, workers=self.config.workers,
+            look=lambda batch: self.loss.check(self.model, batch),
         ))  # fmt: skip
         if coupling is not None:  # of whole batches: partners may lie in another process's share
             # Not the seed of the loss, with which the noise and the times would come from the same random bits.
@@ -321,8 +321,7 @@ class Run:
         }
 
     def _validate(self) -> float:
-        model = self._averaged_network()
-        found = 0.0
+        model, found = self._averaged_network(), 0.0
         if self.processes.main:
             coupling, data = self.arguments.coupling, self.arguments.validation
             found = validation_loss(model, self.loss, data, self.config, precision=self.precision, coupling=coupling)
@@ -332,7 +331,7 @@ class Run:
     def _save(self) -> None:
         """Check the parameters and write a checkpoint; in a sharded run every process contributes its shards."""
         check_parameters(self.live, self.step, self.folder, self.processes if self.sharded else None)
-        main = self.processes.main
+        main, scale = self.processes.main, self.arguments.standardizer
         if self.folder is not None and (self.sharded or main):
             tensors = {
                 "weights": sharding.whole(self.live.state_dict(), main),
@@ -343,7 +342,8 @@ class Run:
                 stored = checkpoints.Checkpoint(
                     step=self.step, config=self.config.as_dict(), model=models.describe(self.model),
                     recipe=self.arguments.recipe, ingredients=self.identity.ingredients, loss=self.loss.describe(),
-                    trained_on=trained_on(self.model), **tensors,
+                    trained_on=trained_on(self.model), classes=self.arguments.classes,
+                    standardizer=None if scale is None else scale.as_dict(), **tensors,
                 )  # fmt: skip
                 checkpoints.save(self.folder / "checkpoints", stored)
                 checkpoints.prune(self.folder / "checkpoints", self.config.keep_checkpoints)

@@ -19,6 +19,8 @@ class Loss(Protocol):
       ``load`` finds the velocity. By default None: the network is the velocity.
     * ``one_call``: False where a step calls the network several times. By default True.
     * ``trains_velocity``: False where the network is not a velocity, such as a classifier. By default True.
+    * ``learns_from_pairs``: True where a batch is (x0, x1, y), so that two tensors in an item of a Dataset are a pair.
+      By default False.
     * ``condition_dropout``: with which probability conditions are dropped, so that a network later knows whether it has
       learned to do without. By default unknown.
     """

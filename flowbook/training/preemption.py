@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowbook.training.loop import TrainResult
+    from flowbook.training.result import TrainResult
 
 EXIT_STATUS = 75
 

@@ -68,7 +68,10 @@ def test_what_was_stopped_goes_on_and_the_bytes_are_the_same(tmp_path: Path, mon
     with pytest.raises(FileNotFoundError, match=r"2 of 3 shards are missing.*generate_images"):
         ImageShards(tmp_path / "stopped")
     again = generate_images(unet(), (1, 8, 8), 40, tmp_path / "stopped", y=LABELS, **FEW)
-    assert torch.equal(again.bytes(torch.arange(40)), whole.bytes(torch.arange(40))) and again.name == whole.name
+    assert (
+        torch.equal(again.bytes(torch.arange(40)), whole.bytes(torch.arange(40)))
+        and again.identity() == whole.identity()
+    )
 
 
 def test_images_train_and_pairs_are_no_images(tmp_path: Path) -> None:

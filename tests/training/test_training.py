@@ -418,11 +418,11 @@ ONE_TO_THREE = torch.tensor([1, 2, 3, 1])
     [
         ({"loss": FlowMatching(CosinePath())}, r"loss was '.*LinearPath.*', is '.*CosinePath"),
         ({"loss": FlowMatching(coupling=Independent())}, None),
-        ({"coupling": OptimalTransport()}, r"coupling was 'None', is \"OptimalTransport\(method='exact'"),
-        ({"coupling": shuffled}, None),  # a function says nothing of itself
-        ({"loss": lambda v, batch: FlowMatching()(v, batch)}, None),
+        ({"coupling": OptimalTransport()}, r"coupling was 'none', is \"OptimalTransport\(method='exact'"),
+        ({"coupling": shuffled}, r"coupling was 'none', is 'shuffled of source [0-9a-f]{8}'"),
+        ({"loss": lambda v, batch: FlowMatching()(v, batch)}, r"loss was .*, is '.*<lambda> of source [0-9a-f]{8}'"),
         ({"source": X[:30]}, r"data was '\(40, 2\)', is '\(30, 2\)'"),
-        ({"source": data.moons()}, r"data was '\(40, 2\)', is 'Planar moons'"),
+        ({"source": data.moons()}, r"data was '\(40, 2\)', is 'moons\(noise=0.2, scale=3.0, shift=-1.0\)'"),
         ({"source": GaussianMixture([[0.0, 0.0]], 1.0)}, "data was .*, is 'GaussianMixture'"),
         ({"source": X + 1}, r"SHA-256 of the data was '[0-9a-f]{16}', is '[0-9a-f]{16}'"),
         ({"source": X.clone()}, None),
