@@ -35,6 +35,19 @@ def test_environment_yml_lists_what_pyproject_lists() -> None:
     assert f"python {PROJECT['requires-python']}" in conda
 
 
+def test_environment_yml_names_the_optional_packages() -> None:
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    comments = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    extras = {
+        name: packages for name, packages in PROJECT["optional-dependencies"].items() if name not in ("book", "test")
+    }
+    assert set(extras) == {"fid", "interop"}
+    for name, packages in extras.items():
+        assert f'"flowbook[{name}]"' in comments
+        for package in packages:
+            assert package in comments, package
+
+
 def test_the_lock_pins_every_version_and_names_no_index() -> None:
     assert len(LOCK) > 100
     for requirement in LOCK:

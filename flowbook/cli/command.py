@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from safetensors import SafetensorError
 
+import flowbook
 from flowbook.cli import bench, distill, export, laws, pairs, recipes, sample, score, train
 
 COMMANDS = (train, sample, score, pairs, distill, export, bench, laws, recipes)
 """One module each, with ``add(commands)`` for its arguments and ``run(options)``, which returns the exit status."""
+THE_WAY = """The way from a folder of images to samples:
+
+  flowbook train --data FOLDER --size 64     train on your images; the same command resumes
+  flowbook sample runs/FOLDER                a grid of samples
+  flowbook train runs/FOLDER train.steps=N   go on for longer
+  flowbook score runs/FOLDER --data FOLDER   how close the samples are to the images
+  flowbook pairs, flowbook distill           a student that needs one step
+
+flowbook recipes lists what is prepared, such as: flowbook train digits
+flowbook COMMAND --help explains a command."""
 INTERRUPTED = 130
 """The exit status after Ctrl-C, by the convention of shells."""
 
@@ -22,17 +34,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Status 75 means that SIGTERM has stopped a training run, 130 that Ctrl-C has: the same command resumes it.
     """
-    parser = argparse.ArgumentParser(prog="flowbook", description=sys.modules["flowbook.cli"].__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = argparse.ArgumentParser(
+        prog="flowbook", description=sys.modules["flowbook.cli"].__doc__, epilog=THE_WAY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"flowbook {flowbook.__version__}")
+    commands = parser.add_subparsers(dest="command")
     for command in COMMANDS:
         command.add(commands)
     options, rest = parser.parse_known_args(arguments)
+    if options.command is None:
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        print(THE_WAY)
+        return 0
     if hasattr(options, "overrides") and not any(word.startswith("-") for word in rest):
         options.overrides += rest  # overrides after an option, which argparse does not collect
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except SystemExit as stopped:  # SIGTERM: the run is safe, and the scheduler may start it again
         print(f"flowbook {options.command}: {stopped}", file=sys.stderr)
         raise

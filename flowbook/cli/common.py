@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,12 +64,12 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def train_recipe(recipe: Any, options: argparse.Namespace, out: Any) -> int:
+def train_recipe(recipe: Any, options: argparse.Namespace, out: Any, extend: Sequence[str] = ()) -> int:
     """Train a recipe into a folder, with a bar in a terminal and plain lines elsewhere."""
     from flowbook import recipes
 
     progress: Any = None if sys.stderr.isatty() else "lines"
-    result = recipes.run(recipe, out, resume=not options.fresh, progress=progress)
+    result = recipes.run(recipe, out, resume=not options.fresh, progress=progress, extend=extend)
     say(f"{result.step} steps, last checkpoint {result.checkpoint}")
     return 0
 

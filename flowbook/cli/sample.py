@@ -19,6 +19,7 @@ from flowbook.cli.common import (
     guide,
     load_images,
     place,
+    source_of_rows,
 )
 
 
@@ -39,12 +40,15 @@ def add(commands: Any) -> None:
         help="in a grid, samples per label, or in all without labels; in a folder, in all, with labels as frequent as "
         "in the data",
     )
-    command.add_argument("--labels", type=int, nargs="*", help="labels of a grid (default: every label)")
+    command.add_argument("--labels", nargs="*", help="labels of a grid, or names of classes (default: every label)")
     add_solver(command, "midpoint:steps=25", also="; for a diffusion model also ddpm, ddim:steps=50")
     add_draws(command)
     add_conditions(command, "in a grid --n samples for each, a row each; in a folder one for each, in order, and again")
     add_device(command)
     add_folder(command)
+    command.add_argument(
+        "--format", choices=("shards", "png"), help="of a folder: shards (default), for Python, or png, a file each"
+    )
     command.set_defaults(run=run)
 
 
@@ -67,6 +71,8 @@ def _grid(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--out: expected an image file, such as samples.png, or a folder without an extension; got {options.out}"
         )
+    if options.format is not None:
+        raise ValueError(f"--format: is for folders; got it with a grid, --out {options.out}")
     for name, default in FOLDER.items():
         if getattr(options, name) != default:
             raise ValueError(f"--{name.replace('_', '-')}: is for folders; got it with a grid, --out {options.out}")
@@ -93,19 +99,35 @@ def _grid(options: argparse.Namespace) -> int:
     return 0
 
 
+def _files(options: argparse.Namespace) -> int:
+    from flowbook.data import generate_files
+    from flowbook.solvers import Solver
+
+    if options.shard_size != FOLDER["shard_size"]:
+        raise ValueError("--shard-size: is for --format shards; got it with png")
+    velocity, shape, y = source_of_rows(options)
+    written = generate_files(
+        velocity, shape, options.n, options.out, y=y, seed=options.seed, batch_size=options.batch_size,
+        solver=Solver.parse(options.solver),
+    )  # fmt: skip
+    print(f"{options.n} images in {options.out}, {written} of them new")
+    return 0
+
+
 def _conditions(options: argparse.Namespace, network: Any) -> Any:
     """The condition of each sample of a grid."""
     from flowbook._core.tree import map_condition
 
     given = conditions_of(options, network)
     if given is None:
-        return _labels(options, network.num_classes if getattr(network, "kinds", ()) == ("label",) else None)
+        classes = network.num_classes if getattr(network, "kinds", ()) == ("label",) else None
+        return _labels(options, classes, getattr(network, "classes", None) or [])
     if options.labels is not None:
         raise ValueError("--labels: expected either labels or --conditions; got both")
     return map_condition(lambda part: part.repeat_interleave(options.n, dim=0), given)
 
 
-def _labels(options: argparse.Namespace, classes: int | None) -> Any:
+def _labels(options: argparse.Namespace, classes: int | None, names: list[str]) -> Any:
     import torch
 
     from flowbook._core import validate
@@ -114,9 +136,18 @@ def _labels(options: argparse.Namespace, classes: int | None) -> Any:
         if options.labels is not None:
             raise ValueError("--labels: this model was trained without labels")
         return None
-    labels = list(range(classes)) if options.labels is None else options.labels
+    labels = list(range(classes)) if options.labels is None else [_label(word, names) for word in options.labels]
     validate.labels("--labels", torch.tensor(labels), len(labels), classes=classes)
     return torch.tensor(labels).repeat_interleave(options.n)
+
+
+def _label(word: str, names: list[str]) -> int:
+    if word in names:
+        return names.index(word)
+    if word.lstrip("-").isdigit():
+        return int(word)
+    known = f" or one of {', '.join(names)}" if names else ""
+    raise ValueError(f"--labels: expected numbers{known}; got {word!r}")
 
 
 class _Drawn(NamedTuple):
@@ -160,6 +191,8 @@ def _folder(options: argparse.Namespace) -> int:
     if options.labels is not None:
         raise ValueError("--labels: a folder has labels as frequent as in the data; got labels, which are for a grid")
     load_images(options.checkpoint)  # raises for another model, with the reason
+    if options.format == "png":
+        return _files(options)
     made = fill_folder(options, generate_images)
     print(f"{len(made)} images, {made.nfe:g} evaluations each, in {options.out}")
     return 0

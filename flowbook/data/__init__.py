@@ -10,6 +10,7 @@ from flowbook.data.conversion import Columns, Paired, Standardized, as_data, sta
 from flowbook.data.files import condition, tensors
 from flowbook.data.folders import ImageFolder, ImageReader, find_images, image_folder
 from flowbook.data.generated_images import GenerationOptions, ImageShards, generate_images, to_bytes
+from flowbook.data.image_files import generate_files
 from flowbook.data.images import (
     ImageTensors,
     cifar10,
@@ -50,6 +51,7 @@ __all__ = [
     "eight_gaussians",
     "fashion_mnist",
     "find_images",
+    "generate_files",
     "generate_images",
     "gray_levels",
     "identity_of",

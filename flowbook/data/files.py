@@ -20,7 +20,8 @@ def tensors(path: str | Path) -> Any:
 
     Args:
         path: ``.npz`` of NumPy, ``.safetensors``, or ``.pt`` with a dict of tensors. The arrays are ``x1``; ``x0``,
-            where there are pairs; and ``y``, or ``y.text``, ``y.label`` and so on for a condition of several parts.
+            where there are pairs; and ``y``, or ``y.text``, ``y.label`` and so on for a condition of several parts. A
+            ``.npy``, and a ``.pt`` with one tensor, is x1.
 
     Raises:
         FileNotFoundError, ValueError: for a missing or damaged file, another ending, and other names.
@@ -67,18 +68,22 @@ def condition_of(found: dict[str, Tensor], path: str | Path) -> Any:
 
 def arrays(path: str | Path) -> dict[str, Tensor]:
     """The arrays of a file by their names."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"path: {path} does not exist")
     try:
         if path.suffix == ".npz":
             with np.load(path) as file:
                 return {name: torch.from_numpy(file[name]) for name in file.files}
+        if path.suffix == ".npy":
+            return {"x1": torch.from_numpy(np.load(path))}
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix in (".pt", ".pth"):
             found = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(found, Tensor):
+                return {"x1": found}
             return {str(name): value for name, value in dict(found).items()}
     except (ValueError, TypeError, OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"path: {path} is damaged, or holds something else than named arrays: {error}") from error
-    raise ValueError(f"path: expected a file .npz, .safetensors or .pt; got {path}")
+    raise ValueError(f"path: expected a file .npz, .npy, .safetensors or .pt; got {path}")

@@ -36,8 +36,11 @@ class ImageFolder(Dataset[Any]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        image = self.reader(self.files[index])
-        return image if self.targets is None else (image, self.targets[index])
+        return self.image(index) if self.targets is None else (self.image(index), self.targets[index])
+
+    def image(self, index: int) -> Tensor:
+        """One image, shape (C, H, W), without its label."""
+        return self.reader(self.files[index])
 
     def identity(self) -> str:
         """What determines the images, wherever the folder lies: names and sizes of the files, and how they are read."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
@@ -92,8 +91,7 @@ def generate_images(
         (10, torch.Size([1, 1, 4, 4]))
     """
     solver, how = split_options(options, default=Solver("midpoint", steps=25))
-    rows = generation(velocity, source, n=n, y=y, seed=seed, solver=solver)
-    rows = dataclasses.replace(rows, as_data=True)
+    rows = generation(velocity, source, n=n, y=y, seed=seed, solver=solver, as_data=True)
     return ImageShards(generate(ImageShardFolder, rows, n, out, **how).path)
 
 

@@ -82,12 +82,19 @@ class Generation:
 
 
 def generation(
-    velocity: Velocity, source: Source | Sequence[int], *, n: int, y: Condition, seed: int, solver: Solver
+    velocity: Velocity,
+    source: Source | Sequence[int],
+    *,
+    n: int,
+    y: Condition,
+    seed: int,
+    solver: Solver,
+    as_data: bool = False,
 ) -> Generation:
     """The validated arguments of :func:`generate`."""
     validate.positive_int("n", n)
     validate.positive_int("seed", seed, at_least=0)
-    return Generation(velocity, as_source(source, velocity), as_condition(y, velocity, n), int(seed), solver)
+    return Generation(velocity, as_source(source, velocity), as_condition(y, velocity, n), int(seed), solver, as_data)
 
 
 def generate(

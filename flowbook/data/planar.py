@@ -76,8 +76,8 @@ class Unpaired:
         (torch.Size([5, 2]), torch.Size([5, 2]), None)
     """
 
-    source: Source | Tensor
-    target: Source | Tensor
+    source: Source | Tensor | Any
+    target: Source | Tensor | Any
 
     def __post_init__(self) -> None:
         for name in ("source", "target"):

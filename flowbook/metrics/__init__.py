@@ -7,6 +7,7 @@ from flowbook.metrics.distances import (
     sliced_wasserstein,
     wasserstein2,
 )
+from flowbook.metrics.folders import FolderScores, features_named, score_against
 from flowbook.metrics.images import Moments, frechet_distance, frechet_from_moments, inception_fid, moments
 from flowbook.metrics.scores import ImageScores, Scores, labels_like, score_images, score_velocity
 from flowbook.metrics.trajectories import (
@@ -18,10 +19,12 @@ from flowbook.metrics.trajectories import (
 )
 
 __all__ = [
+    "FolderScores",
     "ImageScores",
     "Moments",
     "Scores",
     "curvature",
+    "features_named",
     "frechet_distance",
     "frechet_from_moments",
     "inception_fid",
@@ -32,6 +35,7 @@ __all__ = [
     "nearest_neighbors",
     "normalized_path_energy",
     "path_energy",
+    "score_against",
     "score_images",
     "score_velocity",
     "sliced_wasserstein",

@@ -25,12 +25,14 @@ from flowbook.recipes.building import (
     run,
     sample_shape,
 )
-from flowbook.recipes.reading import Recipe, check, names, override, read
+from flowbook.recipes.inferred import own_data
+from flowbook.recipes.reading import Recipe, about, check, names, override, read, text_of
 from flowbook.recipes.speed import Bench, bench
 
 __all__ = [
     "Bench",
     "Recipe",
+    "about",
     "announce",
     "bench",
     "build_data",
@@ -40,7 +42,9 @@ __all__ = [
     "check",
     "names",
     "override",
+    "own_data",
     "read",
     "run",
     "sample_shape",
+    "text_of",
 ]

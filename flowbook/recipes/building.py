@@ -16,7 +16,7 @@ from flowbook import couplings, models
 from flowbook._core import validate
 from flowbook._core.shards import Shards
 from flowbook.cnf import Dequantized
-from flowbook.data import is_tensors, labels_of
+from flowbook.data import Standardized, is_tensors, labels_of, standardized
 from flowbook.guidance import guided
 from flowbook.models.conditioning import KINDS
 from flowbook.recipes.reading import Recipe, check
@@ -133,6 +133,8 @@ def _check_conditions(recipe: Recipe, model: Any, source: Any) -> None:
 
 
 def _labeled(source: Any) -> bool:
+    if isinstance(source, Standardized):
+        source = source.data
     if isinstance(source, Shards):
         return source.labels is not None
     if is_tensors(source):
@@ -145,8 +147,13 @@ def _labeled(source: Any) -> bool:
 def build_data(recipe: Recipe) -> Any:
     """The data of a recipe."""
     section = dict(recipe["data"])
-    levels = section.pop("levels", None)
+    levels, scaled = section.pop("levels", None), section.pop("standardize", False)
+    validate.boolean("data.standardize", scaled)
+    if levels is not None and scaled:
+        raise ValueError("data: expected levels or standardize; got both")
     source = named("data", section, DATA)
+    if scaled:
+        return standardized(source)
     return source if levels is None else Dequantized(source, levels)
 
 

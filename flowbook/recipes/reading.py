@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import inspect
 import re
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from flowbook.solvers import SolverOptions
 from flowbook.training import TrainConfig
 
 Recipe = dict[str, Any]
+PATHS = ("data.root", "data.path", "init.checkpoint")
+"""Entries whose values are paths: taken as they are written, with spaces, # and numbers."""
 SECTIONS = ("model", "init", "data", "loss", "coupling", "train", "preview")
 
 
@@ -43,16 +46,49 @@ def read(recipe: str | Path, overrides: list[str] | None = None) -> Recipe:
         >>> read("mnist", ["train.steps=10"])["train"]["steps"]
         10
     """
-    if str(recipe) in names():
-        text = (resources.files("flowbook") / "recipes" / f"{recipe}.yaml").read_text()
-    elif Path(recipe).is_file():
-        text = Path(recipe).read_text()
-    else:
-        raise FileNotFoundError(f"recipe: {recipe} is neither a file nor one of {', '.join(names())}")
-    content = value_of(text)
+    content = value_of(text_of(recipe))
     if not isinstance(content, dict):
         raise ValueError(f"recipe: {recipe} holds no sections; expected {', '.join(SECTIONS)}")
     return override(content, overrides or [])
+
+
+def text_of(recipe: str | Path) -> str:
+    """The text of a recipe, with its comments: one of the package, or a YAML file.
+
+    Raises:
+        FileNotFoundError, ValueError: for a name that is neither, and a file that is no text.
+
+    Example:
+        >>> text_of("digits").startswith("# Class-conditional digits")
+        True
+    """
+    if str(recipe) in names():
+        return (resources.files("flowbook") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    path = Path(recipe).expanduser()
+    if not path.is_file():
+        near = difflib.get_close_matches(str(recipe), names(), n=1)
+        hint = f" (is {near[0]} meant?)" if near else ""
+        raise FileNotFoundError(f"recipe: {recipe} is neither a file nor one of {', '.join(names())}{hint}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"recipe: {path} is no text in UTF-8: {error}") from error
+
+
+def about(recipe: str) -> str:
+    """What a recipe of the package is for: the first sentence of its comments.
+
+    Example:
+        >>> about("digits_classifier")
+        "The judge of 8 x 8 digits (scikit-learn's); it never sees the 360 test images."
+    """
+    comments = []
+    for line in text_of(recipe).splitlines():
+        if not line.startswith("# "):
+            break
+        comments.append(line.removeprefix("# ").strip())
+    found = re.match(r".*?[.:](?=\s|$)", " ".join(comments))
+    return (found[0] if found else comments[0]).rstrip(":")
 
 
 def override(recipe: Recipe, overrides: list[str]) -> Recipe:
@@ -70,12 +106,22 @@ def override(recipe: Recipe, overrides: list[str]) -> Recipe:
             raise ValueError(f"override: expected section.key=value; got {text!r}")
         if not isinstance(content.setdefault(section, {}), dict):
             raise ValueError(f"recipe: the section {section!r} holds no keys; got {content[section]!r}")
-        content[section][field] = value_of(value)
+        content[section][field] = path_in(value) if key in PATHS else value_of(value)
     check(content)
     for section in ("model", "data", "loss", "coupling", "train"):
         if section in content:
             _whole_numbers(content[section], _target(section, content[section]))
     return content
+
+
+def path_in(text: str) -> str:
+    """A path in an override: as it is written, without quotes around it.
+
+    Example:
+        >>> path_in("my photos #1"), path_in("'2024'")
+        ('my photos #1', '2024')
+    """
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 class _Loader(yaml.SafeLoader):
@@ -146,7 +192,7 @@ def _keys(section: str, content: dict[str, Any], target: Callable[..., Any]) -> 
         known |= set(SolverOptions.__annotations__)
     known -= {"coupling"}  # an argument of a loss, for which a recipe has a section, with batches coupled ahead
     known |= set() if section == "train" else {"name"}
-    known |= {"levels"} if section == "data" else set()
+    known |= {"levels", "standardize"} if section == "data" else set()
     if unknown := sorted(set(content) - known):
         raise ValueError(f"recipe: {section} has no key {', '.join(unknown)}; it has {', '.join(sorted(known))}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from flowbook import couplings, data, models, paths
@@ -16,7 +17,7 @@ Table = Mapping[str, Callable[..., Any]]
 
 
 def pairs(root: str) -> PairDataset:
-    return PairDataset(root)
+    return PairDataset(Path(root).expanduser())
 
 
 def classifier_distance(weights: str) -> ClassifierDistance:

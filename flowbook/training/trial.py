@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 from flowbook._core import validate
 from flowbook.condition import TrainedOn, is_null
 from flowbook.data import Batch, labels_of, map_batch, unpack
+from flowbook.paths import path_of
 from flowbook.training.loss import CompleteLoss
 from flowbook.training.precision import Precision
 from flowbook.velocity import call, evaluating, said_by
 
 ROWS = 2
+LARGEST = 15.0
+"""The factor between the sizes of data and noise from which on a run warns."""
 Preview = Callable[[nn.Module], Tensor]
 
 
@@ -27,6 +31,7 @@ def try_out(velocity: nn.Module, batch: Batch, precision: Precision, preview: Pr
     Raises:
         ValueError, TypeError: for a velocity or preview that does not fit.
     """
+    warn_scale(unpack(batch)[1], path_of(velocity).source_std)
     _, x1, y = unpack(map_batch(lambda part: part[:ROWS], batch))
     t = torch.tensor(0.5, dtype=torch.promote_types(x1.dtype, torch.float32), device=x1.device)
     with evaluating(velocity), torch.no_grad():
@@ -37,6 +42,26 @@ def try_out(velocity: nn.Module, batch: Batch, precision: Precision, preview: Pr
             raise ValueError(f"velocity(x, t, y): expected the dtype of x, {x1.dtype}; got {v.dtype}")
         if preview is not None:
             validate.float_tensor("preview(velocity)", _tried(preview, velocity), min_dim=4)
+
+
+def warn_scale(x1: Tensor, source_std: float) -> None:
+    """Warn for data whose scale is not that of the noise: such a run trains, but badly, and without a word.
+
+    Warns:
+        UserWarning: for images from 0 to 1 or 0 to 255, and for data far larger or smaller than the noise.
+    """
+    low, high = (float(end) for end in x1.detach().float().aminmax())
+    if x1.dim() == 4 and low >= 0 and high > 0.5 and x1.shape[1] in (1, 3):
+        warnings.warn(
+            f"data: expected images from -1 to 1; got {low:g} to {high:g}: 2 x - 1 takes 0 to 1 there", stacklevel=6
+        )
+        return
+    size = float(x1.detach().float().square().mean().sqrt())
+    if source_std == 1 and not LARGEST > size > 1 / LARGEST:
+        warnings.warn(
+            f"data: their root mean square is {size:.3g}, that of the noise 1; data.standardized brings them there",
+            stacklevel=6,
+        )
 
 
 def what_it_learns(network: nn.Module, loss: CompleteLoss, batch: Any, data: Any) -> TrainedOn | None:
@@ -57,6 +82,9 @@ def _called_with_one_time(velocity: nn.Module, x1: Tensor, t: Tensor, y: Any) ->
     try:
         return call(velocity, x1, t, y)
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        if isinstance(y, Tensor) and y.shape == x1.shape and y.is_floating_point():
+            hint = "items of two tensors are data and condition; data.Paired makes them pairs"
+            raise type(error)(f"{error}. ({hint})") from error
         call(velocity, x1, t.expand(len(x1)), y)  # an error here as well has another cause, and is raised instead
         raise ValueError(
             f"velocity: expected a network that takes t of shape () as well as (B,), since solvers pass a 0-d tensor; "

@@ -191,7 +191,7 @@ def test_the_package_s_own_recipes_are_valid(name: str) -> None:
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes"]) == 0
-    listed = capsys.readouterr().out.split()
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert listed == recipes.names() and "mnist" in listed
 
 
@@ -469,7 +469,10 @@ def test_a_recipe_names_its_perceptual_distance(tmp_path: Path) -> None:
         (["distill", "RUN", "--pairs", "nowhere", "--steps", "0", "--out", "OUT"], "--steps: .*0"),
         (["distill", "RUN", "--pairs", "nowhere", "--out", "OUT", "loss.time=t1"], "loss has no key time"),
         (["train", "reflow_mnist", "--out", "OUT", "data.root=nowhere"], "folder: nowhere holds no pairs"),
-        (["train", "reflow_mnist", "--out", "OUT", "init.weights=x"], "init has the keys checkpoint and, if you like, strict"),
+        (
+            ["train", "reflow_mnist", "--out", "OUT", "init.weights=x"],
+            "init has the keys checkpoint and, if you like, strict",
+        ),
         (["train", "reflow_mnist", "--out", "OUT", "loss.times=t2"], "times: .*'t2'"),
         (["train", "reflow_mnist", "--out", "OUT", "loss.distance=lpips"], "times: distance='lpips'"),
     ],
@@ -526,7 +529,7 @@ def test_sample_says_when_there_is_nothing_to_draw(tmp_path: Path, capsys: pytes
     assert "model of images" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["sample"], ["train", "mnist", "--epochs", "3"]])
+@pytest.mark.parametrize("arguments", [["trian"], ["sample"], ["train", "mnist", "--epochs", "3"]])
 def test_a_misspelt_command_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)

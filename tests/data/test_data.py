@@ -261,9 +261,9 @@ X = torch.zeros(3, 2)
         (lambda: data.pinwheel(radial_std="wide"), TypeError, "radial_std: .*'wide'"),  # type: ignore[arg-type]
         (lambda: data.eight_gaussians(radius="wide"), TypeError, "radius: .*'wide'"),  # type: ignore[arg-type]
         (lambda: data.two_gaussians(std=0), ValueError, "std: .*0"),
-        (lambda: data.Unpaired("X", data.moons()), TypeError, r"source: .*sample\(n, generator=None\).*; got 'X'"),  # type: ignore[arg-type]
-        (lambda: data.Unpaired(data.moons(), data.moons), TypeError, "target: .*got a function"),  # type: ignore[arg-type]
-        (lambda: data.Unpaired(data.moons(), data.Planar), TypeError, "target: .*the class Planar itself"),  # type: ignore[arg-type]
+        (lambda: data.Unpaired("X", data.moons()), TypeError, r"source: .*sample\(n, generator=None\).*; got 'X'"),
+        (lambda: data.Unpaired(data.moons(), data.moons), TypeError, "target: .*got a function"),
+        (lambda: data.Unpaired(data.moons(), data.Planar), TypeError, "target: .*the class Planar itself"),
     ],
 )
 def test_misuse_names_the_argument(call: Callable[..., Any], error: type[Exception], message: str) -> None:

@@ -45,6 +45,12 @@ def test_arrays_come_back_as_fit_takes_them(ending: str, tmp_path: Path) -> None
     assert sorted(data.condition(write(file, y__vector=SPEED))) == ["vector"]
 
 
+def test_a_file_of_one_array_is_the_data(tmp_path: Path) -> None:
+    torch.save(X, tmp_path / "alone.pt")
+    np.save(tmp_path / "alone.npy", X.numpy())
+    assert torch.equal(data.tensors(tmp_path / "alone.pt"), X) and torch.equal(data.tensors(tmp_path / "alone.npy"), X)
+
+
 def test_other_files_and_names_are_refused(tmp_path: Path) -> None:
     def refused(path: Path, message: str) -> None:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -57,10 +63,10 @@ def test_other_files_and_names_are_refused(tmp_path: Path) -> None:
     for ending in ENDINGS:
         (tmp_path / f"damaged{ending}").write_bytes(b"no such thing")
         refused(tmp_path / f"damaged{ending}", "path: .* is damaged")
-    torch.save(X, tmp_path / "alone.pt")
-    refused(tmp_path / "alone.pt", "path: .*")
+    torch.save([X], tmp_path / "list.pt")
+    refused(tmp_path / "list.pt", "path: .*")
     (tmp_path / "table.csv").write_text("1,2\n")
-    refused(tmp_path / "table.csv", "path: expected a file .npz, .safetensors or .pt; got .*table.csv")
+    refused(tmp_path / "table.csv", "path: expected a file .npz, .npy, .safetensors or .pt; got .*table.csv")
     with pytest.raises(ValueError, match="path: expected an array y in"):
         data.condition(write(tmp_path / "d.npz", x1=X))
 
