@@ -33,7 +33,7 @@ from flowbook._core.tree import fields_of, stored_dtype
 
 NOTES = ("torch", "flowbook")  # entries of the manifest for information only, never compared
 GROWING = ("n", "values", *NOTES)
-"""What may differ between a folder and a larger one that it becomes: the number of rows, and the conditions of more."""
+"""What may differ between a folder and a larger one that it becomes, with more rows and their conditions."""
 PATIENCE = 600.0
 """Seconds that a process waits for another one to write something."""
 

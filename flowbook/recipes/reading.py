@@ -20,7 +20,7 @@ from flowbook.training import TrainConfig
 
 Recipe = dict[str, Any]
 PATHS = ("data.root", "data.path", "init.checkpoint")
-"""Entries whose values are paths: taken as they are written, with spaces, # and numbers."""
+"""Entries whose values are paths, taken as they are written, with spaces, # and numbers."""
 SECTIONS = ("model", "init", "data", "loss", "coupling", "train", "preview")
 
 

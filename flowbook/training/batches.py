@@ -80,7 +80,7 @@ class Plan:
     workers: int = 0
     """Processes that prefetch a Dataset; a sample does not depend on the process that reads it."""
     look: Callable[[Batch], None] | None = None
-    """Called with each batch of a Dataset before it goes to the device: to raise for labels that are no classes."""
+    """Called with each batch of a Dataset before it goes to the device, to raise for labels that are no classes."""
 
 
 def batches(data: Any, plan: Plan) -> Iterator[Batch]:

@@ -55,7 +55,8 @@ def test_the_commands_run_one_after_the_other_and_print_what_the_page_says(tmp_p
 def test_a_row_of_the_table_is_data_for_fit(what: str, line: str, tmp_path: Path) -> None:
     x, labels = torch.randn(16, 2), torch.arange(16) % 2
     names: dict[str, Any] = {
-        "data": data, "fit": fit, "loss": FlowMatching(), "config": TrainConfig(steps=1, batch_size=4), "labels": labels,
+        "data": data, "fit": fit, "loss": FlowMatching(), "config": TrainConfig(steps=1, batch_size=4),
+        "labels": labels,
         "table": (300 + 20 * x).numpy(), "items": [{"image": row, "label": 1} for row in x], "x1": x, "first": x[:5],
         "pairs": TensorDataset(x, x + 1), "second": x, "before": MLP(2, hidden=8), "network": MLP(2, hidden=8),
     }  # fmt: skip
