@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -26,6 +29,24 @@ flowbook recipes lists what is prepared, such as: flowbook train digits
 flowbook COMMAND --help explains a command."""
 INTERRUPTED = 130
 """The exit status after Ctrl-C, by the convention of shells."""
+
+
+@contextlib.contextmanager
+def notes(command: str) -> Iterator[None]:
+    """Print this package's warnings as one line each, without the place in the source that Python adds."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        if category is not UserWarning:
+            return usual(message, category, filename, lineno, file, line)
+        print(f"flowbook {command}: note: {message}", file=sys.stderr)
+        return None
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        status: int = options.run(options)
+        with notes(options.command):
+            status: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

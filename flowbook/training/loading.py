@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from flowbook import models
@@ -43,8 +44,11 @@ def load(source: str | Path, model: nn.Module | None = None, loss: Loss | None =
     """
     if model is not None:
         validate.instance("model", model, nn.Module, "MLP(2)")
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
+        for name, value in (("model", model), ("loss", loss)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None, since {path} is an exported file, which says it")
         return models.read_exported(path)
     if not path.exists():
         if str(source) in models.PRETRAINED:
@@ -62,6 +66,7 @@ def _from_checkpoint(path: Path, model: nn.Module | None, loss: Loss | None) -> 
         if stored.model is None:
             raise ValueError(f"model: {path} holds a model that flowbook cannot build; pass load(..., model=yours)")
         model = models.build(stored.model["name"], **stored.model["arguments"])
+        model = model.to(next((p.dtype for p in stored.ema.values() if p.is_floating_point()), torch.float32))
     try:
         model.load_state_dict(stored.ema)
     except RuntimeError as error:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,21 @@ def test_paths_are_taken_as_they_are_written() -> None:
         assert recipes.override(recipes.read("photographs_ddpm"), [f"data.root={path}"])["data"]["root"] == path
     quoted = recipes.override(recipes.read("photographs_ddpm"), ["data.root='in quotes'"])
     assert quoted["data"]["root"] == "in quotes"
+
+
+def test_warnings_are_notes_of_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(here / "images", n=4)
+    (here / "images" / "notes.txt").write_text("x")
+    words = ["train", "--data", "images", "--size", "8", *SHORT]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(words) == 0
+        first = capsys.readouterr().err.splitlines()
+        assert cli.main(words) == 0
+        again = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("flowbook train: note: root: 1 files in") for line in first)
+    assert any("nothing is left to train" in line and line.startswith("flowbook train: note: ") for line in again)
+    assert not any("warnings.warn" in line or ".py:" in line for line in first + again)
 
 
 def test_labels_that_are_left_out_are_not_trained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,6 +171,14 @@ def test_a_network_of_one_s_own_starts_from_its_checkpoint_too(tmp_path: Path) -
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
 
 
+def test_a_run_in_float64_is_loaded_in_float64(tmp_path: Path) -> None:
+    fit(network().double(), FlowMatching(), X.double(), CONFIG, out=tmp_path)
+    assert next(load(tmp_path).parameters()).dtype == torch.float64
+    export(load(tmp_path), tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match="model: expected None, since .* is an exported file"):
+        load(tmp_path / "small.safetensors", model=network())
+
+
 def test_a_resumed_run_does_not_start_again(tmp_path: Path) -> None:
     run(tmp_path / "first", 4)
     for stop in (2, 4):
