@@ -6,7 +6,7 @@ are tensors ``(images, labels)``: images (N, C, H, W) in [-1, 1], labels (N,).
 
 from flowbook.analytic import eight_gaussians, two_gaussians
 from flowbook.data.batch import Batch, is_tensors, labels_of, map_batch, parts_of, to_device, unpack
-from flowbook.data.conversion import Columns, Paired, Standardized, as_data, standardized
+from flowbook.data.conversion import Columns, Paired, Standardized, as_data, first_item, standardized
 from flowbook.data.files import condition, tensors
 from flowbook.data.folders import ImageFolder, ImageReader, find_images, image_folder
 from flowbook.data.generated_images import GenerationOptions, ImageShards, generate_images, to_bytes
@@ -51,6 +51,7 @@ __all__ = [
     "eight_gaussians",
     "fashion_mnist",
     "find_images",
+    "first_item",
     "generate_files",
     "generate_images",
     "gray_levels",

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from flowbook._core import validate
+from flowbook._core.seeding import seeded
 from flowbook._core.tree import map_condition
 from flowbook.data.standardizer import Standardizer
 
@@ -173,8 +174,19 @@ def _dataset_of(loader: DataLoader[Any], name: str) -> Any:
     return loader.dataset
 
 
+def first_item(data: Any) -> Any:
+    """The first item of a data set, read without a trace in the global generators, from which an item may draw.
+
+    Example:
+        >>> first_item([3, 4])
+        3
+    """
+    with seeded(0):
+        return data[0]
+
+
 def _has_dict_items(data: Dataset[Any]) -> bool:
-    return hasattr(data, "__len__") and len(data) > 0 and isinstance(data[0], Mapping)
+    return hasattr(data, "__len__") and len(data) > 0 and isinstance(first_item(data), Mapping)
 
 
 class Columns(Dataset[Any]):
@@ -197,7 +209,7 @@ class Columns(Dataset[Any]):
 
     def __init__(self, data: Any, x1: str = "x1", y: str | list[str] | None = None, x0: str | None = None):
         self.data = data
-        first = data[0]
+        first = first_item(data)
         if not isinstance(first, Mapping):
             raise TypeError(f"data: expected items that are dicts; got a {type(first).__name__}")
         if set(first) <= set(PARTS) and y is None and x0 is None:  # named as here
@@ -236,7 +248,7 @@ class Paired(Dataset[Any]):
 
     def __init__(self, data: Any):
         validate.instance("data", data, Dataset, "TensorDataset(x0, x1)")
-        first = data[0]
+        first = first_item(data)
         if not isinstance(first, (tuple, list)) or len(first) not in (2, 3):
             raise TypeError(f"data: expected items (x0, x1) or (x0, x1, y); got {validate.described(first)}")
         if getattr(first[0], "shape", None) != getattr(first[1], "shape", None):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook._core.seeding import seeded
 from flowbook.cnf import log_prob
 from flowbook.laws.convention import Convention, ConventionOptions
-from flowbook.laws.diagnosis import Violation, seeded
+from flowbook.laws.diagnosis import Violation
 from flowbook.laws.target import mixture
 from flowbook.solvers import sample
 from flowbook.velocity import Velocity

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,30 +19,6 @@ class Violation(AssertionError):  # noqa: N818 (a finding about the code that is
     def __init__(self, fault: str, message: str):
         super().__init__(message)
         self.fault = fault
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, NumPy and ``random``, and give them their states back afterwards.
-
-    Example:
-        >>> with seeded(0):
-        ...     a = torch.rand(1), np.random.rand(), random.random()
-        >>> with seeded(0):
-        ...     b = torch.rand(1), np.random.rand(), random.random()
-        >>> a == b
-        True
-    """
-    states = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(states[0])
-            random.setstate(states[1])
 
 
 def close(a: Tensor, b: Tensor) -> bool:

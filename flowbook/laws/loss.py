@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from flowbook._core import validate
+from flowbook._core.seeding import seeded
 from flowbook.laws.convention import Convention, ConventionOptions, mistaken, mixed
-from flowbook.laws.diagnosis import Violation, seeded
+from flowbook.laws.diagnosis import Violation
 from flowbook.paths import CosinePath, LinearPath, Path, VPPath
 
 BATCH = 256

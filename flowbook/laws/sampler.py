@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from flowbook._core import validate
+from flowbook._core.seeding import seeded
 from flowbook.analytic import GaussianMixture
 from flowbook.diffusion import NoiseSchedule, SchedulePath
 from flowbook.laws.convention import Convention, ConventionOptions
-from flowbook.laws.diagnosis import Violation, close, seeded
+from flowbook.laws.diagnosis import Violation, close
 from flowbook.laws.steps import MEAN, STD, ddim_walk, right_moments, wrong_moments
 from flowbook.laws.target import mixture
 from flowbook.solvers import sample

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from flowbook._core import validate
 from flowbook.couplings import Coupling
-from flowbook.data import Paired, Standardized, Standardizer, as_data, is_tensors, unpack
+from flowbook.data import Paired, Standardized, Standardizer, as_data, first_item, is_tensors, unpack
 from flowbook.training import batches
 from flowbook.training.config import TrainConfig
 from flowbook.training.loss import CompleteLoss
@@ -122,7 +122,7 @@ def _as_pairs(data: Any) -> Any:
     """Items of two tensors of the same shape as pairs, for a loss that learns from nothing else."""
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         return data
-    first: Any = data[0] if len(data) > 0 else ()
+    first: Any = first_item(data) if len(data) > 0 else ()
     if not isinstance(first, (tuple, list)) or len(first) != 2 or not all(isinstance(one, Tensor) for one in first):
         return data
     return Paired(data) if first[0].shape == first[1].shape and first[1].is_floating_point() else data

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from flowbook._core import keyed, validate
+from flowbook._core.seeding import seeded
 from flowbook.data import Batch, is_tensors, map_batch, parts_of, to_device, unpack
 
 
@@ -175,8 +176,7 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         index, seed = key
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             return self.data[index]
 
 

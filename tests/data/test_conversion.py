@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import random
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -278,3 +280,39 @@ def test_images_are_standardized_by_channel_and_constant_columns_are_named() -> 
     scale = data.Standardizer.of(X)
     assert math.isclose(scale.log_volume(X), float(X.double().std(0).log().sum()))
     assert data.Standardizer.from_dict(scale.as_dict()) == scale
+
+
+class Augmented(Dataset[Any]):
+    """As people augment: by torch, by NumPy, by Python's random."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> Tensor:
+        return X[index] + torch.randn(2) + float(np.random.randn()) + random.random()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_augmentation_does_not_depend_on_the_process_that_reads(workers: int) -> None:
+    def weights(workers: int) -> list[Tensor]:
+        torch.manual_seed(0)
+        config = dataclasses.replace(CONFIG, workers=workers)
+        return list(fit(MLP(2, hidden=8, depth=1), FlowMatching(), Augmented(), config).live.parameters())
+
+    before = np.random.get_state()[1].copy()  # type: ignore[index]
+    assert all(torch.equal(a, b) for a, b in zip(weights(0), weights(workers), strict=True))
+    assert (np.random.get_state()[1] == before).all()  # type: ignore[index]
+
+
+def test_empty_batches_stay_empty() -> None:
+    from flowbook.inversion import interpolate
+
+    nothing = torch.zeros(0, 2)
+
+    def still(x: Tensor, t: Any) -> Tensor:
+        return 0 * x
+
+    assert sample(still, nothing, steps=1).x.shape == (0, 2)
+    assert round_trip(still, nothing, steps=1).error.shape == (0,)
+    assert interpolate(still, nothing, nothing, 3, steps=1).x.shape[-1] == 2
+    assert log_prob(still, nothing, steps=1).log_prob.shape == (0,)

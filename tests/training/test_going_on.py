@@ -175,7 +175,7 @@ def test_a_run_in_float64_is_loaded_in_float64(tmp_path: Path) -> None:
     fit(network().double(), FlowMatching(), X.double(), CONFIG, out=tmp_path)
     assert next(load(tmp_path).parameters()).dtype == torch.float64
     export(load(tmp_path), tmp_path / "small.safetensors")
-    with pytest.raises(ValueError, match="model: expected None, since .* is an exported file"):
+    with pytest.raises(ValueError, match=r"model: expected None, since .* is an exported file"):
         load(tmp_path / "small.safetensors", model=network())
 
 
