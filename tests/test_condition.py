@@ -629,8 +629,9 @@ def test_two_tensors_of_a_data_set_are_data_and_their_condition() -> None:
     source: Any = TensorDataset(X, X + 1)
     with pytest.raises(ValueError, match="y: expected None, since this model was built without num_classes"):
         fit(MLP(2), FlowMatching(), source, CONFIG)
+    assert fit(Shifting(), Reflow(), source, CONFIG).step == 2  # which learns from pairs, and from nothing else
     with pytest.raises(ValueError, match="batch: Reflow learns from pairs"):
-        fit(Shifting(), Reflow(), source, CONFIG)
+        fit(Shifting(), Reflow(), X, CONFIG)
 
 
 # What is not meant ----------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def ingredients(loss: CompleteLoss, coupling: Coupling | None, data: Any) -> Ing
     known = is_tensors(content) or isinstance(content, GaussianMixture)
     values = digest(content)[:16] if known else None
     return {
-        "loss": _of(loss.loss),
+        "loss": None if loss.describe() is not None and not dataclasses.is_dataclass(loss.loss) else _of(loss.loss),
         "coupling": "none" if coupling is None else _of(coupling),
         "data": _of_data(data),
         VALUES: values,

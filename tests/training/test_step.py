@@ -367,7 +367,7 @@ def test_ctrl_c_keeps_the_averaged_model_and_the_same_call_goes_on(tmp_path: Pat
     assert stopped.value.result.step == 3 and len(stopped.value.result.losses) == 3
     assert isinstance(stopped.value, KeyboardInterrupt) and stopped.value._render_traceback_() == [str(stopped.value)]
     assert checkpoints.read(checkpoints.locate(tmp_path)).step == 3
-    after = fit(mlp(), FlowMatching(), X, config(), out=tmp_path)
+    after = fit(mlp(), FlowMatching(), X, config(), out=tmp_path, extend=["loss"])
     whole = fit(mlp(), FlowMatching(), X, config())
     assert torch.equal(after.losses, whole.losses[3:])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
