@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbook._core import validate
 from flowbook.adapters.functions import ORDERS, THEIR_NAMES, Order, from_callable
 from flowbook.diffusion import NoiseSchedule, SchedulePath
 from flowbook.laws.diagnosis import Violation
 from flowbook.paths import QUANTITIES, LinearPath, Path
-from flowbook.velocity import TIME_NAMES, Velocity, call
+from flowbook.velocity import STATE_NAMES, TIME_NAMES, Velocity, call
 
 
 class ConventionOptions(TypedDict, total=False):
@@ -105,10 +105,11 @@ class Convention:
             Violation: for another number of arguments, another order, and other shapes.
         """
         times = [value for name, value in named.items() if name in TIME_NAMES]
-        if len(given) == 1 and times:  # by name
-            x, t = given[0], times[0]
-        elif len(given) >= 2:
+        states = [value for name, value in named.items() if name in STATE_NAMES]
+        if len(given) >= 2:
             x, t = self.arguments(*given[:2])
+        elif len(given) + len(states) >= 1 and times:  # by name
+            x, t = (*given, *states)[0], times[0]
         else:
             raise Violation("arguments", f"model: expected a call with state and time; got {len(given)} arguments")
         if isinstance(t, Tensor) and t.shape == shape and getattr(x, "shape", ()) != shape:
@@ -116,7 +117,7 @@ class Convention:
             raise Violation("arguments exchanged", f"model: called with time and state exchanged; say order={other!r}")
         if not isinstance(x, Tensor) or x.shape != shape:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else validate.described(x)
-            raise Violation("shape", f"x: the model expected shape {tuple(shape)}, as x1; got {got}")
+            raise Violation("shape", f"x: the model expected shape {tuple(shape)}, that of the batch; got {got}")
         t = torch.as_tensor(t).double()
         if t.numel() not in (1, len(x)):
             raise Violation("shape", f"t: expected one time, or one for each sample; got shape {tuple(t.shape)}")
@@ -176,3 +177,24 @@ def mistaken(agreed: Convention) -> list[Mistake]:
 def mixed(value: Tensor, t: Tensor) -> Tensor:
     """A time for each row, in the shape that multiplies the rows of a tensor."""
     return torch.as_tensor(t).reshape(-1, *[1] * (value.dim() - 1))
+
+
+class StandIn(nn.Module):
+    """A model that a reader's code is given: it can be called, moved and put in eval mode like a network.
+
+    Its output is a tensor that is also its own ``sample``, as networks of diffusers have it; with ``return_dict=False``
+    a tuple.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def answer(self, *given: Any, **named: Any) -> Tensor:
+        """What the model returns."""
+        raise NotImplementedError
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        output = self.answer(*given, **named)
+        output.sample = output  # type: ignore[attr-defined]
+        return (output,) if named.get("return_dict") is False else output

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowbook._core import validate
 from flowbook._core.seeding import seeded
-from flowbook.laws.convention import Convention, ConventionOptions, mistaken, mixed
+from flowbook.diffusion import SchedulePath
+from flowbook.laws.convention import Convention, ConventionOptions, StandIn, mistaken, mixed
 from flowbook.laws.diagnosis import Violation
 from flowbook.paths import CosinePath, LinearPath, Path, VPPath
 
 BATCH = 256
-NUMBERS = 4096
+NUMBERS = 1024
 """Least number of entries in a batch, for data of few dimensions."""
+DIMS_TO_TELL_ROWS = 16
 EXACT = 1e-3
 """Largest relative error of what is the same but for rounding in float32."""
 LARGEST_EXTRA_NOISE = 0.3
@@ -58,9 +60,7 @@ def check_loss(
     """
     validate.function("loss", loss, "loss(model, x1)")
     agreed = Convention.of(convention)
-    shape = tuple(shape)
-    for size in shape:
-        validate.positive_int("shape", size)
+    shape = sample_shape(shape)
     for axis, size in enumerate(shape, start=1):  # only in a batch of its length, a wrong broadcast goes unnoticed
         if size > 4:
             _check_broadcasting(_observe(loss, _data(size, shape, seed), agreed, seed), agreed, axis)
@@ -69,8 +69,25 @@ def check_loss(
     _check_times(seen, agreed)
     noise, extra = _check_target(seen, agreed)
     _check_noise(noise)
+    if torch.equal(seen.x, _observe(loss, _data(batch, shape, seed), agreed, seed + 1).in_order().x):
+        raise Violation("same draws", "loss: it draws the same noise and times in every call: is it seeded inside?")
     averaging = _averaging(seen, _observe(loss, _data(batch // 4, shape, seed), agreed, seed))
     return f"right: a regression on the {agreed.output} along {agreed.path!r}, {averaging}{extra}"
+
+
+def sample_shape(shape: Sequence[int] | int) -> tuple[int, ...]:
+    """The shape of one sample, checked.
+
+    Example:
+        >>> sample_shape(64), sample_shape([1, 28, 28])
+        ((64,), (1, 28, 28))
+    """
+    sides = (shape,) if isinstance(shape, int) else tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    if not sides:
+        raise ValueError(f"shape: expected that of one sample, such as (1, 28, 28); got {shape!r}")
+    for size in sides:
+        validate.positive_int("shape", size)
+    return sides
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,7 @@ class Seen:
         return Seen(*(part[order] for part in (self.x1, self.x, self.theirs, self.target, self.weight)))
 
 
-class Recorder(nn.Module):
+class Recorder(StandIn):
     """A model that records its input, and returns what it was told."""
 
     def __init__(self, output: Tensor, agreed: Convention):
@@ -97,10 +114,10 @@ class Recorder(nn.Module):
         self.output, self.agreed = output.clone().requires_grad_(), agreed
         self.calls: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, *given: Any, **named: Any) -> Tensor:
+    def answer(self, *given: Any, **named: Any) -> Tensor:
         x, t = self.agreed.called(self.output.shape, *given, **named)
         self.calls.append((x.detach().clone(), t.detach().expand(len(x)).clone()))
-        return self.output
+        return self.output.view_as(self.output)
 
 
 def _data(batch: int, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -127,11 +144,17 @@ def _observe(loss: Callable[..., Tensor], x1: Tensor, agreed: Convention, seed: 
             "no squared error", "loss: expected a squared error in the model's output, whose target can be read"
         )
     rows = weight.flatten(1)
-    uneven = (rows - rows.mean(1, keepdim=True)).abs().max() > 10 * EXACT * rows.abs().max()
+    counted = (rows != 0).any(1)  # a weight of 0 leaves samples out
+    if int(counted.sum()) < max(4, len(x1) // 8):
+        raise Violation("samples left out", f"loss: only {int(counted.sum())} of {len(x1)} samples count")
+    x1, x, t, g0, weight, rows = (part[counted] for part in (x1, x, t, g0, weight, rows))
+    each = rows.mean(0) / rows.mean()  # weights of the entries, the same in each sample
+    uneven = (rows - rows.mean(1, keepdim=True) * each).abs().max() > 10 * EXACT * rows.abs().max()
     if bool(uneven) or bool((rows == 0).any()):
         raise Violation(
-            "samples mixed", "loss: the error of one entry depends on others: are shapes (B,) and (B, 1) broadcast?"
-        )
+            "samples mixed", "loss: the error of one entry depends on others, or has the weight 0: are shapes (B,) and "
+            "(B, 1) broadcast?",
+        )  # fmt: skip
     return Seen(*(part.double() for part in (x1, x, t, -g0 / weight, rows.mean(1))))
 
 
@@ -168,18 +191,19 @@ def _check_times(seen: Seen, agreed: Convention) -> None:
             "time not scaled", f"t: the model expects times from 0 to {scale:g}; it is given {low:.3g} to {high:.3g}"
         )
     if high > 1.5 * scale:
-        twice, by = scale > 1.5, round(high, -2) or high
-        why = "they are scaled twice" if twice else f"they are scaled (else say time_scale={by:g})"
+        twice, by = scale > 1.5, f" (else say time_scale={round(high, -2):g})" if high > 60 else ""
+        why = "they are scaled twice" if twice else f"they are scaled{by}"
         said = f"t: expected times from 0 to {scale:g}; got {low:.3g} to {high:.3g}: {why}"
         raise Violation("time scaled twice" if twice else "time scaled", said)
     if low < -1e-6 or high > scale * (1 + 1e-6):
         raise Violation("time outside", f"t: expected times from 0 to {scale:g}; got {low:.6g} to {high:.6g}")
-    if high - low < 0.5 * scale:
+    spread_out = isinstance(agreed.path, (LinearPath, CosinePath)) or agreed.in_steps
+    if spread_out and (low > 0.25 * scale or high < 0.75 * scale):
         raise Violation("few times", f"t: only times from {low:.3g} to {high:.3g} are drawn, of 0 to {scale:g}")
 
 
-def _fits(seen: Seen, convention: Convention, steps: int = 0) -> tuple[Tensor, Tensor, float] | None:
-    """Noise and data behind input and target, and the extra noise of the input, if the convention holds.
+def _fits(seen: Seen, convention: Convention, steps: int = 0) -> tuple[Tensor, Tensor, str] | None:
+    """Noise and data behind input and target, and what is to be said besides, if the convention holds.
 
     It is also tried whether it holds some steps of a schedule further than the model is told.
     """
@@ -189,26 +213,43 @@ def _fits(seen: Seen, convention: Convention, steps: int = 0) -> tuple[Tensor, T
     x, t, target = seen.x[inside], t[inside], convention.sign * seen.target[inside]
     parts = [convention.path.convert(target, x, t, source=convention.output, target=part) for part in ("noise", "data")]  # type: ignore[arg-type]
     noise, data = parts
-    partner = torch.cdist(data.flatten(1), seen.x1.flatten(1)).argmin(1)  # a coupling may have permuted them
-    own = seen.x1[partner]
+    own = seen.x1[inside]
+    if len(own) == 0:
+        raise Violation("few times", "t: all times are at the ends, where nothing is to be learned")
     if _rms(data - own) < EXACT * _rms(own):
-        return noise, own, 0.0
+        return noise, own, ""
+    gain = float(((data - data.mean()) * (own - own.mean())).mean() / own.var(correction=0))
+    offset = float(data.mean() - gain * own.mean())
+    if (
+        abs(gain) > 0.01 and _is_normal(noise) and _rms(data - gain * own - offset) < EXACT * _rms(data)
+    ):  # it scales its data first
+        return noise, own, f", for {gain:.4g} x1 {offset:+.3g} in place of x1"
+    partner = torch.cdist(data.flatten(1), seen.x1.flatten(1)).argmin(1)  # a coupling may have permuted them
+    paired = seen.x1[partner]
+    many = own[0].numel() >= DIMS_TO_TELL_ROWS  # in few dimensions some row is always near
+    if _rms(data - paired) < (EXACT if many else 0.02 * EXACT) * _rms(own):
+        return noise, paired, ""
     # torchcfm adds noise to the input, not to the target.
     if convention.output == "velocity" and isinstance(convention.path, LinearPath):
+        own = paired if many else own
         noise = (own - target) / (1 - convention.path.sigma_min)
         rest = x - convention.path.interpolate(noise, own, t)
         spread = _rms(rest)
         related = float((rest * noise).mean()) / spread if spread > 0 else 1.0
-        if EXACT < spread < LARGEST_EXTRA_NOISE and abs(related) < 0.05 and _is_even(rest / spread):
-            return noise, own, spread
+        if (
+            EXACT < spread < LARGEST_EXTRA_NOISE
+            and _is_normal(noise)
+            and abs(related) < 0.05
+            and _is_even(rest / spread)
+        ):
+            return noise, own, f", with noise of {spread:.2g} added to its input"
     return None
 
 
 def _check_target(seen: Seen, agreed: Convention) -> tuple[Tensor, str]:
     """The noise that was drawn, and what is to be said besides."""
     if (found := _fits(seen, agreed)) is not None:
-        noise, _, extra = found
-        return noise, f", with noise of {extra:.2g} added to its input" if extra else ""
+        return found[0], found[2]
     if _rms(seen.target - seen.target[:1]) < EXACT * _rms(seen.target):
         raise Violation("targets averaged", "target: the same for all samples: a (B,) and a (B, 1) were broadcast")
     for steps in (1, -1) if agreed.in_steps else ():
@@ -235,6 +276,18 @@ def _check_noise(noise: Tensor) -> None:
             f"x0: expected noise from N(0, 1); got mean {float(noise.mean()):.3g} and standard deviation "
             f"{float(noise.std()):.3g}",
         )
+    fourth, margin = float(noise.pow(4).mean()), 8 * (96 / noise.numel()) ** 0.5
+    if abs(fourth - 3) > max(0.5, margin):
+        raise Violation(
+            "noise not normal", f"x0: expected normal noise; got one whose fourth moment is {fourth:.3g}, not 3"
+        )
+    rows = noise.flatten(1)
+    for part, words in ((rows.T, "the entries of a sample"), (rows, "the samples of a batch")):
+        if len(part) > 1 and part.shape[1] >= DIMS_TO_TELL_ROWS:
+            related = part @ part.T / part.shape[1]
+            off = float((related - related.diag().diag()).abs().max())
+            if off > 8 / part.shape[1] ** 0.5:
+                raise Violation("noise shared", f"x0: {words} share their noise: draw it in the shape of x1")
 
 
 def _is_normal(noise: Tensor) -> bool:
@@ -248,9 +301,15 @@ def _explain_input(seen: Seen, agreed: Convention) -> None:
     alpha, sigma = path.alpha(t), path.sigma(t)
     candidates = {
         ("roots missing", "alpha and sigma are squared: the roots of the variances are missing"): (alpha**2, sigma**2),
+        ("roots missing", "sigma is squared: the root of its variance is missing"): (alpha, sigma**2),
+        ("roots missing", "alpha is squared: the root of its variance is missing"): (alpha**2, sigma),
         ("weights exchanged", "noise and data are mixed with each other's weights"): (sigma, alpha),
         ("no noise", "the input is the data themselves: no noise was mixed in"): (torch.ones_like(t), 0 * t),
     }
+    if isinstance(path, SchedulePath):
+        single = (1 - path.schedule.betas)[seen.theirs.round().long().clamp(0, path.schedule.steps - 1)]
+        words = "these are the alphas of single steps: their products, alphas_cumprod, belong here"
+        candidates["alphas not multiplied", words] = (single.sqrt(), (1 - single).sqrt())
     inside = (t > 0.05) & (t < 0.95)
     for (fault, words), (a, s) in candidates.items():
         spread = (seen.x - mixed(seen.x, a) * seen.x1)[inside]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -12,10 +14,11 @@ from flowbook._core import validate
 from flowbook._core.seeding import seeded
 from flowbook.analytic import GaussianMixture
 from flowbook.diffusion import NoiseSchedule, SchedulePath
-from flowbook.laws.convention import Convention, ConventionOptions
+from flowbook.laws.convention import Convention, ConventionOptions, StandIn
 from flowbook.laws.diagnosis import Violation, close
+from flowbook.laws.loss import sample_shape
 from flowbook.laws.steps import MEAN, STD, ddim_walk, right_moments, wrong_moments
-from flowbook.laws.target import mixture
+from flowbook.laws.target import in_pairs, mixture
 from flowbook.solvers import sample
 from flowbook.velocity import Velocity
 
@@ -24,7 +27,12 @@ PUSH = torch.tensor([1.0, -2.0])
 
 
 def check_sampler(
-    sampler: Callable[..., Tensor], *, tolerance: float = 0.1, seed: int = 0, **convention: Unpack[ConventionOptions]
+    sampler: Callable[..., Tensor],
+    *,
+    shape: Sequence[int] | int = (2,),
+    tolerance: float = 0.1,
+    seed: int = 0,
+    **convention: Unpack[ConventionOptions],
 ) -> str:
     """Hold a sampler against the flows that it is to follow, and say what is wrong with it.
 
@@ -36,8 +44,10 @@ def check_sampler(
     Args:
         sampler: ``sampler(model, x0) -> x1``, where it calls ``model(x, t)``; ``lambda model, x0: mine(model, x0, 50)``
             gives one its number of steps, which should be 20 or more.
-        tolerance: the error that is allowed, as a fraction of the spread of the data. Euler's method in 50 steps stays
-            below 0.05.
+        shape: of one sample, with an even number of entries, such as (1, 8, 8); each two of them are a mixture. The
+            data go beyond [-1, 1]: a sampler that clips has to be told not to.
+        tolerance: the root mean square of the error that is allowed, as a fraction of the standard deviation of the
+            data. Euler's method in 50 steps stays below 0.05.
         seed: of the noise.
         convention: how the sampler calls its model and what that returns: ``order``, ``time_scale``, ``reverse``,
             ``sign``, ``output``, ``path``, as in :func:`~flowbook.adapters.from_callable`. ``path`` may be a
@@ -60,14 +70,16 @@ def check_sampler(
     validate.function("sampler", sampler, "sampler(model, x0)")
     validate.number("tolerance", tolerance, 0, 1, low_open=True)
     agreed = Convention.of(convention)
-    x0 = agreed.path.source_std * torch.randn(POINTS, 2, generator=torch.Generator().manual_seed(seed))
-    exact = mixture().as_velocity(agreed.path)
+    sides = sample_shape(shape)
+    x0 = agreed.path.source_std * torch.randn(POINTS, *sides, generator=torch.Generator().manual_seed(seed))
+    exact = in_pairs(mixture(), agreed.path, sides)
     run = Run(sampler, agreed, exact, x0, seed)
     if not torch.equal(run.x, Run(sampler, agreed, exact, x0, seed + 1).x):
-        return _check_draws(sampler, agreed, tolerance, seed)
+        return _check_draws(sampler, agreed, sides, tolerance, seed)
     run.check_times()
     if agreed.output == "velocity":
         _check_distance(sampler, agreed, x0, seed)
+    _check_rows(sampler, agreed, exact, run, x0, seed)
     if agreed.in_steps and _check_ddim(run, exact, x0):
         return f"right: DDIM over {len(run.times)} of {schedule_in(agreed).steps} steps"
     right = sample(exact, x0.double(), rtol=1e-8, atol=1e-8).x.to(x0)
@@ -77,8 +89,21 @@ def check_sampler(
     raise Violation(
         "unknown",
         f"x1: its relative error is {off:.3g}, more than {tolerance:g}, and no known mistake explains it: are there "
-        "enough steps?",
+        "enough steps? Does it clip? (The data of the check go beyond [-1, 1])",
     )
+
+
+def _check_rows(
+    sampler: Callable[..., Tensor], agreed: Convention, exact: Velocity, run: Run, x0: Tensor, seed: int
+) -> None:
+    """Raise where a sample does not come from its own noise."""
+    turned = Run(sampler, agreed, exact, x0.flip(0), seed).x
+    if torch.equal(turned, run.x):
+        raise Violation(
+            "noise ignored", "x1: the same samples for other noise: x0 is not used, or drawn again with a seed"
+        )
+    if _relative(turned.flip(0), run.x) > 0.01:
+        raise Violation("batch mates matter", "x1: a sample depends on the others of its batch")
 
 
 class Run:
@@ -87,17 +112,19 @@ class Run:
     def __init__(self, sampler: Callable[..., Tensor], agreed: Convention, velocity: Velocity, x0: Tensor, seed: int):
         self.agreed, self.theirs = agreed, list[float]()
 
-        def model(*given: Any, **named: Any) -> Tensor:
-            x, t = agreed.called(x0.shape, *given, **named)
-            self.theirs.append(float(t[0]))
-            self._check_scale(self.theirs[-1])
-            return agreed.spoken(velocity, x, t.expand(len(x)))
+        class Model(StandIn):
+            def answer(model, *given: Any, **named: Any) -> Tensor:  # noqa: N805 (self is the run)
+                x, t = agreed.called(x0.shape, *given, **named)
+                self.theirs.append(float(t[0]))
+                self._check_scale(self.theirs[-1])
+                return agreed.spoken(velocity, x, t.expand(len(x)))
 
         kept = x0.clone()
         with seeded(seed), torch.no_grad():
-            x = sampler(model, kept)
+            x = sampler(Model(), kept)
         if not isinstance(x, Tensor) or x.shape != x0.shape:
-            raise Violation("shape", f"x1: expected shape {tuple(x0.shape)} like x0; got {validate.described(x)}")
+            got = tuple(x.shape) if isinstance(x, Tensor) else validate.described(x)
+            raise Violation("shape", f"x1: expected shape {tuple(x0.shape)} like x0; got {got}")
         if not self.theirs:
             raise Violation("no calls", "model: the sampler never calls it")
         if not bool(torch.isfinite(x).all()):
@@ -109,9 +136,12 @@ class Run:
         scale = self.agreed.time_scale
         if theirs > 1.5 * scale:
             raise Violation(
-                "time scaled", f"t: expected times from 0 to {scale:g}; got {theirs:g} (else say time_scale=)"
+                "time scaled", f"t: expected times from 0 to {scale:g}; got {theirs:g} (else say time_scale)"
             )
-        if not -1e-3 * scale <= theirs <= scale * (1 + 1e-3):
+        # Adaptive solvers step beyond the end and interpolate; nothing but a mistake lies beyond the start.
+        start = 0.0 if self.theirs[0] < 0.5 * scale else scale
+        beyond = theirs < -1e-3 * scale if start == 0 else theirs > scale * (1 + 1e-3)
+        if beyond or not -0.5 * scale <= theirs <= 1.5 * scale:
             raise Violation("time outside", f"t: expected times from 0 to {scale:g}; got {theirs:g}")
 
     def check_times(self) -> None:
@@ -130,6 +160,10 @@ class Run:
             )  # fmt: skip
         if self.agreed.in_steps:
             return self._check_steps()
+        if len(set(times)) == n > 4 and abs(times[0]) < 1e-6 and abs(times[-1] - 1) < 1e-6 and _is_even(times):
+            raise Violation(
+                "step off by one", f"t: {n} calls at times from 0 to 1, both included: the last step starts before 1",
+            )  # fmt: skip
         if len(set(times)) == n and times[0] > 0.9 / n and times[-1] > 1 - 0.1 / n:
             raise Violation(
                 "step off by one", f"t: the first call is at {times[0]:.3g} of the way, the last at {times[-1]:.3g}: "
@@ -154,14 +188,21 @@ class Run:
             )  # fmt: skip
 
 
+def _is_even(times: list[float]) -> bool:
+    steps = [b - a for a, b in itertools.pairwise(times)]
+    return max(steps) - min(steps) < 1e-3
+
+
 def _check_distance(sampler: Callable[..., Tensor], agreed: Convention, x0: Tensor, seed: int) -> None:
     """Raise where the steps do not add up to 1, by a velocity that is the same everywhere."""
-    run = Run(sampler, agreed, lambda x, t: PUSH.to(x).expand_as(x), x0, seed)
-    gone = (run.x - x0) / PUSH
+    push = PUSH.repeat(x0[0].numel() // 2).reshape(x0.shape[1:])
+    run = Run(sampler, agreed, lambda x, t: push.to(x).expand_as(x), x0, seed)
+    gone = (run.x - x0) / push
     way, n = float(gone.mean()), len(run.times)
     if float((gone - way).abs().max()) > 1e-3:
         raise Violation(
-            "not straight", "x1: under a constant velocity the points do not all move by the same: is x scaled?"
+            "not straight",
+            "x1: under a constant velocity the points do not all move by the same: is x scaled or clipped?",
         )
     if abs(way - 1) < 2e-3:
         return
@@ -213,18 +254,21 @@ def _check_ddim(run: Run, exact: Velocity, x0: Tensor) -> bool:
     return False
 
 
-def _check_draws(sampler: Callable[..., Tensor], agreed: Convention, tolerance: float, seed: int) -> str:
+def _check_draws(
+    sampler: Callable[..., Tensor], agreed: Convention, sides: tuple[int, ...], tolerance: float, seed: int
+) -> str:
     """Judge a sampler that draws noise by the mean and the standard deviation of its samples of a Gaussian."""
     data = GaussianMixture([[MEAN, MEAN]], STD)
-    x0 = agreed.path.source_std * torch.randn(DRAWS, 2, generator=torch.Generator().manual_seed(seed))
-    run = Run(sampler, agreed, data.as_velocity(agreed.path), x0, seed)
+    draws = max(64, 2 * DRAWS // math.prod(sides))
+    x0 = agreed.path.source_std * torch.randn(draws, *sides, generator=torch.Generator().manual_seed(seed))
+    run = Run(sampler, agreed, in_pairs(data, agreed.path, sides), x0, seed)
     run.check_times()
     mean, std = float(run.x.mean()), float(run.x.std())
     found = f"mean {mean:.3f} and standard deviation {std:.3f}, for data N({MEAN}, {STD}^2)"
     calls = len(run.times)
 
     def drawn(expected: tuple[float, float]) -> bool:
-        margin = 4 * expected[1] / (2 * DRAWS) ** 0.5
+        margin = 4 * expected[1] / x0.numel() ** 0.5
         return abs(mean - expected[0]) < margin and abs(std - expected[1]) < margin
 
     if agreed.in_steps and calls == schedule_in(agreed).steps:
@@ -239,14 +283,16 @@ def _check_draws(sampler: Callable[..., Tensor], agreed: Convention, tolerance: 
     if abs(mean - MEAN) <= tolerance * STD:
         fault, words = ("noise left", "too wide: is noise left?") if std > STD else ("too narrow", "too narrow")
         raise Violation(fault, f"x1: {words}; {found}")
-    raise Violation("unknown", f"x1: no known mistake explains {found}")
+    raise Violation(
+        "unknown", f"x1: no known mistake explains {found}. Does it clip? (The data of the check go beyond [-1, 1])"
+    )
 
 
 def _check_end(sampler: Callable[..., Tensor], agreed: Convention, x0: Tensor, seed: int) -> None:
     """Raise where noise is added in the last step, by data that are a point: the prediction there is the point."""
-    point = GaussianMixture([[MEAN, MEAN]], 1e-3).as_velocity(agreed.path)
+    point = in_pairs(GaussianMixture([[MEAN, MEAN]], 1e-3), agreed.path, tuple(x0.shape[1:]))
     spread = float(Run(sampler, agreed, point, x0[:POINTS], seed).x.std())
-    if spread > 0.5 * float(schedule_in(agreed).betas[0]) ** 0.5:
+    if 1 > spread > 0.5 * float(schedule_in(agreed).betas[0]) ** 0.5:
         raise Violation("noise left", f"x1: noise of {spread:.2g} is left: the last step, i = 0, ends in the data")
 
 

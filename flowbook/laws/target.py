@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -54,3 +56,24 @@ class Exact:
         x1 = self.mixture.sample(len(t), generator).float()
         x0 = self.path.source_std * torch.randn(x1.shape, generator=generator)
         return self.path.interpolate(x0, x1, t.float()).reshape(len(t), *self.shape)
+
+
+def in_pairs(mixture: GaussianMixture, path: Path, shape: tuple[int, ...]) -> Callable[..., Tensor]:
+    """The velocity of samples of any shape with an even number of entries, each two of which are drawn from a mixture.
+
+    Example:
+        >>> from flowbook.paths import LinearPath
+        >>> in_pairs(mixture(), LinearPath(), (1, 4, 4))(torch.zeros(2, 1, 4, 4), torch.tensor(0.5)).shape
+        torch.Size([2, 1, 4, 4])
+    """
+    entries = math.prod(shape)
+    if entries % 2:
+        raise ValueError(f"shape: expected an even number of entries; got {shape}")
+
+    def velocity(x: Tensor, t: Tensor | float, y: None = None) -> Tensor:
+        t = torch.as_tensor(t)
+        each = t if t.dim() == 0 else t.reshape(-1, 1).expand(len(x), entries // 2).reshape(-1)
+        return mixture.velocity(x.reshape(-1, 2), each, path).reshape(x.shape)
+
+    velocity.path = path  # type: ignore[attr-defined]
+    return velocity
