@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ def run(options: argparse.Namespace) -> int:
     except laws.Violation as violation:
         print(f"wrong: {violation}")
         return 1
+    except Exception as error:
+        frames = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == Path.cwd()
+        ]
+        if not frames:
+            raise
+        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+        raise ValueError(f"{options.name} raises {type(error).__name__}: {error} ({place})") from error
     return 0
 
 
@@ -45,6 +54,10 @@ def find(name: str) -> Any:
     if not (module and colon and attribute):
         raise ValueError(f"name: expected MODULE:NAME, such as mine:velocity; got {name!r}")
     sys.path.insert(0, str(Path.cwd()))
+    if module.endswith(".py") or "/" in module:
+        raise ValueError(
+            f"name: expected a module as Python imports it, such as mine:velocity; got the path {module!r}"
+        )
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -80,7 +93,10 @@ def arguments(words: list[str]) -> dict[str, Any]:
             raise ValueError(f"argument: expected key=value; got {word!r}")
         given[key] = text if key in ("order", "output", "data") else value_of(text)
     if "data" in given:
-        given["data"] = data.unpack(data.tensors(given["data"]))[1]
+        try:
+            given["data"] = data.unpack(data.tensors(given["data"]))[1]
+        except ValueError as error:
+            raise ValueError(f"data: {error}") from error
     if "path" in given:
         given["path"] = named("path", given["path"], PATHS)
     if "schedule" in given:

@@ -284,9 +284,9 @@ def _check_noise(noise: Tensor) -> None:
     rows = noise.flatten(1)
     for part, words in ((rows.T, "the entries of a sample"), (rows, "the samples of a batch")):
         if len(part) > 1 and part.shape[1] >= DIMS_TO_TELL_ROWS:
-            related = part @ part.T / part.shape[1]
-            off = float((related - related.diag().diag()).abs().max())
-            if off > 8 / part.shape[1] ** 0.5:
+            related = (part @ part.T / part.shape[1]).fill_diagonal_(0.0).abs() > 8 / part.shape[1] ** 0.5
+            # Draws of a coupling with replacement repeat single rows; one noise for all repeats them all.
+            if bool(related.any() if part is not rows else related.double().mean() > 0.5):
                 raise Violation("noise shared", f"x0: {words} share their noise: draw it in the shape of x1")
 
 
@@ -378,7 +378,12 @@ def _check_broadcasting(seen: Seen, agreed: Convention, axis: int) -> None:
     """Raise for times that run along another axis than the batch, which is as long as that one here."""
     path, t = agreed.path, agreed.time(seen.theirs)
     inside = (t > 0.05) & (t < 0.95)
-    if len(t.unique()) == 1 or not bool(inside.any()) or not bool(((t >= 0) & (t <= 1)).all()):
+    if (
+        len(t) != seen.x.shape[axis]
+        or len(t.unique()) == 1
+        or not bool(inside.any())
+        or not bool(((t >= 0) & (t <= 1)).all())
+    ):
         return
     along = t.reshape(-1, *[1] * (seen.x.dim() - 1 - axis))
     noise = (seen.x - path.alpha(along) * seen.x1) / path.sigma(along)

@@ -133,20 +133,20 @@ class Run:
         self.times = [float(agreed.time(torch.tensor(one, dtype=torch.float64))) for one in self.theirs]
 
     def _check_scale(self, theirs: float) -> None:
+        """Adaptive solvers look beyond the end and interpolate; nothing but a mistake lies beyond the start."""
         scale = self.agreed.time_scale
-        if theirs > 1.5 * scale:
-            raise Violation(
-                "time scaled", f"t: expected times from 0 to {scale:g}; got {theirs:g} (else say time_scale)"
-            )
-        # Adaptive solvers step beyond the end and interpolate; nothing but a mistake lies beyond the start.
-        start = 0.0 if self.theirs[0] < 0.5 * scale else scale
-        beyond = theirs < -1e-3 * scale if start == 0 else theirs > scale * (1 + 1e-3)
-        if beyond or not -0.5 * scale <= theirs <= 1.5 * scale:
+        beyond = theirs < -1e-3 * scale if self.theirs[0] < 0.5 * scale else theirs > scale * (1 + 1e-3)
+        if beyond and theirs <= 1.5 * scale:
             raise Violation("time outside", f"t: expected times from 0 to {scale:g}; got {theirs:g}")
 
     def check_times(self) -> None:
         """Raise for times that are not scaled, run backward, or lie a step too far."""
         scale, times, n = self.agreed.time_scale, self.times, len(self.times)
+        far = [one for one in self.theirs if not -0.5 * scale <= one <= 1.5 * scale]
+        if len(far) > 0.3 * n:
+            raise Violation(
+                "time scaled", f"t: expected times from 0 to {scale:g}; got {far[-1]:g} (else say time_scale)"
+            )
         if scale > 1.5 and max(self.theirs) <= 1 + 1e-6:
             raise Violation(
                 "time not scaled", f"t: expected times from 0 to {scale:g}; got at most {max(self.theirs):g}"

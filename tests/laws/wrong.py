@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torchdiffeq
 from torch import Tensor, nn
 
 from flowbook import laws
@@ -68,6 +69,28 @@ def over_the_rows(model: Any, x1: Tensor) -> Tensor:
     """Written for vectors, used for images."""
     x0, t = torch.randn_like(x1), torch.rand(len(x1))
     return (model((1 - t[:, None]) * x0 + t[:, None] * x1, t) - (x1 - x0)).square().mean()
+
+
+def seeded_inside(model: Any, x1: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return loss()(model, x1)
+
+
+def one_noise_for_all_channels(model: Any, x1: Tensor) -> Tensor:
+    x0, t = torch.randn(len(x1), 1, *x1.shape[2:]).expand_as(x1), torch.rand(len(x1))
+    xt = (1 - column(t, x1)) * x0 + column(t, x1) * x1
+    return (model(xt, t) - (x1 - x0)).square().mean()
+
+
+def uniform(x0: Tensor) -> Tensor:
+    """Noise of the right mean and deviation, but with another distribution, made from the same draws."""
+    return (torch.special.ndtr(x0) - 0.5) * 12**0.5
+
+
+def single_alphas(model: Any, x1: Tensor) -> Tensor:
+    i, noise = torch.randint(len(ABAR), (len(x1),)), torch.randn_like(x1)
+    a = column((1 - SCHEDULE.betas).float()[i], x1)
+    return (model(a.sqrt() * x1 + (1 - a).sqrt() * noise, i) - noise).square().mean()
 
 
 def squeezed(model: Any, x1: Tensor) -> Tensor:
@@ -140,6 +163,15 @@ LOSSES: list[tuple[str, Callable[..., Tensor], dict[str, Any]]] = [
     ("calls", twice_called, {}),
     ("not repeatable", from_numpy, {}),
     ("arguments exchanged", lambda model, x1: loss()(lambda x, t: model(t, x), x1), {}),
+    ("same draws", seeded_inside, {}),
+    ("noise shared", one_noise_for_all_channels, {"shape": (3, 8, 8)}),
+    ("noise not normal", loss(mix=lambda x0, x1, t: (1 - t) * uniform(x0) + t * x1,
+                              target=lambda x0, x1, xt, t: x1 - uniform(x0)), {}),
+    ("few times", loss(draw=lambda n: 0.6 * torch.rand(n)), {}),
+    ("few times", loss(draw=lambda n: torch.randint(0, 2, (n,)).float()), {}),
+    ("roots missing", loss(mix=lambda x0, x1, t: (HALF_PI * t).cos() ** 2 * x0 + (HALF_PI * t).sin() * x1),
+     {"path": CosinePath()}),
+    ("alphas not multiplied", single_alphas, {"path": SCHEDULE}),
     ("step off by one", ddpm_loss(state=1), {"path": SCHEDULE}),
     ("step off by one", ddpm_loss(state=-1), {"path": SCHEDULE}),
     ("roots missing", ddpm_loss(root=False), {"path": SCHEDULE}),
@@ -193,7 +225,12 @@ VELOCITIES: list[tuple[str, Callable[..., Tensor], dict[str, Any]]] = [
     ("time broadcast", lambda x, t: EXACT(x, t) * (1 if t.dim() else 2), {}),
     ("not finite", lambda x, t: EXACT(x, t) / 0, {}),
     ("shape", lambda x, t: EXACT(x, t)[:, :1], {}),
-    ("unknown", lambda x, t: torch.sin(9 * x), {}),
+    ("time ignored", lambda x, t: torch.sin(9 * x), {}),
+    ("unknown", lambda x, t: torch.sin(9 * x * (1 + t.reshape(-1, 1))), {}),
+    ("scaled", lambda x, t: 0.7 * EXACT(x, t), {}),
+    ("scaled", lambda x, t: 1.5 * EXACT(x, t), {}),
+    ("not finite", lambda x, t: EXACT(x, t) * (t / t).reshape(-1, 1), {}),
+    ("call failed", lambda s, z: EXACT(z, s), {}),
 ]
 
 
@@ -262,6 +299,17 @@ def forgetful(model: Any, x: Tensor) -> Tensor:
     return x
 
 
+def its_own_noise(model: Any, x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return euler()(model, torch.randn_like(x))
+
+
+def stretched(model: Any, x: Tensor) -> Tensor:
+    for t in torch.linspace(0, 1, 50):
+        x = x + model(x, t) / 50
+    return x
+
+
 SAMPLERS: list[tuple[str, Callable[..., Tensor], dict[str, Any]]] = [
     ("a step missing", euler(first=1), {}),
     ("a step missing", euler(last=49), {}),
@@ -283,6 +331,10 @@ SAMPLERS: list[tuple[str, Callable[..., Tensor], dict[str, Any]]] = [
     ("shape", lambda model, x: euler()(model, x)[0], {}),
     ("arguments exchanged", lambda model, x: euler()(lambda x, t: model(t, x), x), {}),
     ("unknown", euler(steps=3), {}),
+    ("step off by one", stretched, {}),
+    ("noise ignored", its_own_noise, {}),
+    ("batch mates matter", lambda model, x: euler()(model, x - x[:1]) + x[:1], {}),
+    ("not straight", lambda model, x: euler()(model, x).clamp(-1, 1), {}),
     ("re-noised", ancestral(fresh=True), {"path": SCHEDULE}),
     ("step off by one", ancestral(told=1), {"path": SCHEDULE}),
     ("step off by one", ancestral(told=-1), {"path": SCHEDULE}),
@@ -403,6 +455,7 @@ PATHS: list[tuple[str, Any, dict[str, Any]]] = [
     ("no mixture", path(lambda x0, x1, t: straight(x0, x1, t) + torch.randn_like(x0), lambda x0, x1, t, xt: x1), {}),
     ("time broadcast", broadcasting, {}),
     ("shape", lambda x0, x1, t: (x0[:, :1], x1), {}),
+    ("scaled", path(straight, lambda x0, x1, t, xt: (x1 - x0) * (1 + (t < 0.15))), {}),
 ]  # fmt: skip
 
 # What is right --------------------------------------------------------------------------------------------------------
@@ -430,6 +483,20 @@ RIGHT: list[tuple[str, str, Any, dict[str, Any]]] = [
      {"order": "t,x", "time_scale": 1000.0, "reverse": True, "sign": -1}),
     ("loss", "DDPM", ddpm_loss(), {"path": SCHEDULE}),
     ("loss", "predicting the data", loss(target=lambda x0, x1, xt, t: x1), {"output": "data"}),
+    ("loss", "of data that it normalizes", lambda model, x1: loss()(model, 2 * x1 - 1), {"shape": (3, 8, 8)}),
+    ("loss", "with a zero weight at early times", lambda model, x1: windowed(model, x1), {}),
+    ("loss", "with weights of the entries", lambda model, x1: masked(model, x1), {}),
+    ("loss", "by names, as a network of diffusers", lambda model, x1: loss()(
+        lambda x, t: model(sample=x, timestep=t).sample, x1), {}),
+    ("loss", "from a tuple", lambda model, x1: loss()(lambda x, t: model(x, t, return_dict=False)[0], x1), {}),
+    ("sampler", "adaptive, of torchdiffeq", lambda model, x: torchdiffeq.odeint(
+        lambda t, x: model(x, t), x, torch.tensor([0.0, 1.0]), rtol=1e-4, atol=1e-4)[-1], {}),
+    ("sampler", "of images", euler(), {"shape": (1, 4, 4)}),
+    ("sampler", "of images by DDPM", ancestral(), {"path": SCHEDULE, "shape": (1, 4, 4)}),
+    ("velocity", "for a column of times", lambda x, t: EXACT(x, t[:, None][:, 0]), {}),
+    ("velocity", "for one time only", lambda x, t: EXACT(x, t) + 0 * (t * x), {}),
+    ("path", "in float32", lambda x0, x1, t: tuple(part.float() for part in path(
+        straight, lambda x0, x1, t, xt: x1 - x0)(x0, x1, t)), {}),
     ("velocity", "a formula", EXACT, {"tolerance": 1e-6}),
     ("velocity", "reversed on purpose", lambda x, t: -EXACT(x, 1 - t), {"reverse": True, "sign": -1}),
     ("velocity", "of a denoiser", lambda x, t: MIXTURE.denoised(x, t, PATH), {"output": "data"}),
@@ -451,6 +518,18 @@ RIGHT: list[tuple[str, str, Any, dict[str, Any]]] = [
     ("path", "reversed on purpose", path(lambda x0, x1, t: straight(x1, x0, t), lambda x0, x1, t, xt: x0 - x1),
      {"reverse": True}),
 ]  # fmt: skip
+
+
+def windowed(model: Any, x1: Tensor) -> Tensor:
+    x0, t = torch.randn_like(x1), torch.rand(len(x1), 1)
+    error = model((1 - t) * x0 + t * x1, t) - (x1 - x0)
+    return ((t > 0.1) * error.square()).mean()
+
+
+def masked(model: Any, x1: Tensor) -> Tensor:
+    x0, t = torch.randn_like(x1), torch.rand(len(x1), 1)
+    error = model((1 - t) * x0 + t * x1, t) - (x1 - x0)
+    return (torch.linspace(0.5, 2, x1.shape[1]) * error.square()).mean()
 
 
 def weighted(model: Any, x1: Tensor) -> Tensor:
