@@ -36,9 +36,9 @@ def notes(command: str) -> Iterator[None]:
     """Print this package's warnings as one line each, without the place in the source that Python adds."""
     usual = warnings.showwarning
 
-    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    def show(message: Any, category: Any, *place: Any, **where: Any) -> None:
         if category is not UserWarning:
-            return usual(message, category, filename, lineno, file, line)
+            return usual(message, category, *place, **where)
         print(f"flowbook {command}: note: {message}", file=sys.stderr)
         return None
 

@@ -15,14 +15,12 @@ from flowbook._core.seeding import seeded
 from flowbook.diffusion import SchedulePath
 from flowbook.laws.convention import Convention, ConventionOptions, StandIn, mistaken, mixed
 from flowbook.laws.diagnosis import Violation
+from flowbook.laws.noise import DIMS_TO_TELL_ROWS, EXACT, check_noise, is_even, is_normal, rms
 from flowbook.paths import CosinePath, LinearPath, Path, VPPath
 
 BATCH = 256
 NUMBERS = 1024
 """Least number of entries in a batch, for data of few dimensions."""
-DIMS_TO_TELL_ROWS = 16
-EXACT = 1e-3
-"""Largest relative error of what is the same but for rounding in float32."""
 LARGEST_EXTRA_NOISE = 0.3
 
 
@@ -68,7 +66,7 @@ def check_loss(
     seen = _observe(loss, _data(batch, shape, seed), agreed, seed).in_order()
     _check_times(seen, agreed)
     noise, extra = _check_target(seen, agreed)
-    _check_noise(noise)
+    check_noise(noise)
     if torch.equal(seen.x, _observe(loss, _data(batch, shape, seed), agreed, seed + 1).in_order().x):
         raise Violation("same draws", "loss: it draws the same noise and times in every call: is it seeded inside?")
     averaging = _averaging(seen, _observe(loss, _data(batch // 4, shape, seed), agreed, seed))
@@ -216,32 +214,27 @@ def _fits(seen: Seen, convention: Convention, steps: int = 0) -> tuple[Tensor, T
     own = seen.x1[inside]
     if len(own) == 0:
         raise Violation("few times", "t: all times are at the ends, where nothing is to be learned")
-    if _rms(data - own) < EXACT * _rms(own):
+    if rms(data - own) < EXACT * rms(own):
         return noise, own, ""
     gain = float(((data - data.mean()) * (own - own.mean())).mean() / own.var(correction=0))
     offset = float(data.mean() - gain * own.mean())
     if (
-        abs(gain) > 0.01 and _is_normal(noise) and _rms(data - gain * own - offset) < EXACT * _rms(data)
+        abs(gain) > 0.01 and is_normal(noise) and rms(data - gain * own - offset) < EXACT * rms(data)
     ):  # it scales its data first
         return noise, own, f", for {gain:.4g} x1 {offset:+.3g} in place of x1"
     partner = torch.cdist(data.flatten(1), seen.x1.flatten(1)).argmin(1)  # a coupling may have permuted them
     paired = seen.x1[partner]
     many = own[0].numel() >= DIMS_TO_TELL_ROWS  # in few dimensions some row is always near
-    if _rms(data - paired) < (EXACT if many else 0.02 * EXACT) * _rms(own):
+    if rms(data - paired) < (EXACT if many else 0.02 * EXACT) * rms(own):
         return noise, paired, ""
     # torchcfm adds noise to the input, not to the target.
     if convention.output == "velocity" and isinstance(convention.path, LinearPath):
         own = paired if many else own
         noise = (own - target) / (1 - convention.path.sigma_min)
         rest = x - convention.path.interpolate(noise, own, t)
-        spread = _rms(rest)
+        spread = rms(rest)
         related = float((rest * noise).mean()) / spread if spread > 0 else 1.0
-        if (
-            EXACT < spread < LARGEST_EXTRA_NOISE
-            and _is_normal(noise)
-            and abs(related) < 0.05
-            and _is_even(rest / spread)
-        ):
+        if EXACT < spread < LARGEST_EXTRA_NOISE and is_normal(noise) and abs(related) < 0.05 and is_even(rest / spread):
             return noise, own, f", with noise of {spread:.2g} added to its input"
     return None
 
@@ -250,49 +243,23 @@ def _check_target(seen: Seen, agreed: Convention) -> tuple[Tensor, str]:
     """The noise that was drawn, and what is to be said besides."""
     if (found := _fits(seen, agreed)) is not None:
         return found[0], found[2]
-    if _rms(seen.target - seen.target[:1]) < EXACT * _rms(seen.target):
+    if rms(seen.target - seen.target[:1]) < EXACT * rms(seen.target):
         raise Violation("targets averaged", "target: the same for all samples: a (B,) and a (B, 1) were broadcast")
     for steps in (1, -1) if agreed.in_steps else ():
         if _fits(seen, agreed, steps) is not None:
             said = f"xt: the input has the noise of step i {'+' if steps > 0 else '-'} 1, and the model is told i"
             raise Violation("step off by one", said)
     for mistake in mistaken(agreed):
-        if (found := _fits(seen, mistake.convention)) is not None and _is_normal(found[0]):
+        if (found := _fits(seen, mistake.convention)) is not None and is_normal(found[0]):
             raise Violation(mistake.fault, f"target: {mistake.sentence}")
     for path in _other_paths(agreed):
-        if (found := _fits(seen, agreed.but(path=path))) is not None and _is_normal(found[0]):
+        if (found := _fits(seen, agreed.but(path=path))) is not None and is_normal(found[0]):
             raise Violation("another path", f"path: input and target belong to {path!r}; expected {agreed.path!r}")
     _explain_input(seen, agreed)
     _explain_target(seen, agreed)
     raise Violation(
         "unknown", f"target: it is not the {agreed.output} on {agreed.path!r}; no known mistake explains it"
     )
-
-
-def _check_noise(noise: Tensor) -> None:
-    if not _is_normal(noise):
-        raise Violation(
-            "noise not normal",
-            f"x0: expected noise from N(0, 1); got mean {float(noise.mean()):.3g} and standard deviation "
-            f"{float(noise.std()):.3g}",
-        )
-    fourth, margin = float(noise.pow(4).mean()), 8 * (96 / noise.numel()) ** 0.5
-    if abs(fourth - 3) > max(0.5, margin):
-        raise Violation(
-            "noise not normal", f"x0: expected normal noise; got one whose fourth moment is {fourth:.3g}, not 3"
-        )
-    rows = noise.flatten(1)
-    for part, words in ((rows.T, "the entries of a sample"), (rows, "the samples of a batch")):
-        if len(part) > 1 and part.shape[1] >= DIMS_TO_TELL_ROWS:
-            related = (part @ part.T / part.shape[1]).fill_diagonal_(0.0).abs() > 8 / part.shape[1] ** 0.5
-            # Draws of a coupling with replacement repeat single rows; one noise for all repeats them all.
-            if bool(related.any() if part is not rows else related.double().mean() > 0.5):
-                raise Violation("noise shared", f"x0: {words} share their noise: draw it in the shape of x1")
-
-
-def _is_normal(noise: Tensor) -> bool:
-    margin = 6 / noise.numel() ** 0.5 + EXACT
-    return abs(float(noise.mean())) < margin and abs(float(noise.std()) - 1) < margin
 
 
 def _explain_input(seen: Seen, agreed: Convention) -> None:
@@ -314,15 +281,15 @@ def _explain_input(seen: Seen, agreed: Convention) -> None:
     for (fault, words), (a, s) in candidates.items():
         spread = (seen.x - mixed(seen.x, a) * seen.x1)[inside]
         if float(s[inside].max()) == 0:
-            if _rms(spread) < EXACT:
+            if rms(spread) < EXACT:
                 raise Violation(fault, f"xt: {words}")
             continue
-        if _is_even(spread / mixed(spread, s[inside])) and not _on_path(seen, agreed):
+        if is_even(spread / mixed(spread, s[inside])) and not _on_path(seen, agreed):
             raise Violation(fault, f"xt: {words}")
 
 
 def _on_path(seen: Seen, agreed: Convention) -> bool:
-    return _is_even(_noise_in(seen, agreed, agreed.path))
+    return is_even(_noise_in(seen, agreed, agreed.path))
 
 
 def _noise_in(seen: Seen, agreed: Convention, path: Path) -> Tensor:
@@ -332,16 +299,11 @@ def _noise_in(seen: Seen, agreed: Convention, path: Path) -> Tensor:
     return (x - mixed(x, path.alpha(t)) * x1) / mixed(x, path.sigma(t))
 
 
-def _is_even(noise: Tensor) -> bool:
-    """Whether noise, in the order of time, has the right spread in each quarter: their mean would hide a wrong path."""
-    return all(abs(_rms(part) ** 2 - 1) < 6 * (2 / part.numel()) ** 0.5 + EXACT for part in noise.chunk(4))
-
-
 def _explain_target(seen: Seen, agreed: Convention) -> None:
     """Raise for a target that does not belong to an input that is right."""
     if not _on_path(seen, agreed):
         for path in _other_paths(agreed):
-            if _is_even(_noise_in(seen, agreed, path)):
+            if is_even(_noise_in(seen, agreed, path)):
                 raise Violation("another path", f"xt: the input lies on {path!r}; expected {agreed.path!r}")
         return
     path = agreed.path
@@ -365,7 +327,7 @@ def _explain_target(seen: Seen, agreed: Convention) -> None:
     rest = target - right
     ours = (rest * noise).mean() / noise.square().mean()  # the input's noise, in place of which another was drawn
     drawn = rest - ours * noise
-    if _is_normal(drawn / float(drawn.std())) and abs(float(drawn.std()) - abs(float(ours))) < 0.1 * abs(float(ours)):
+    if is_normal(drawn / float(drawn.std())) and abs(float(drawn.std()) - abs(float(ours))) < 0.1 * abs(float(ours)):
         raise Violation("noise redrawn", "target: its noise is not the input's: draw it once, and use it in both")
 
 
@@ -387,7 +349,7 @@ def _check_broadcasting(seen: Seen, agreed: Convention, axis: int) -> None:
         return
     along = t.reshape(-1, *[1] * (seen.x.dim() - 1 - axis))
     noise = (seen.x - path.alpha(along) * seen.x1) / path.sigma(along)
-    if _is_normal(noise.index_select(axis, inside.nonzero().flatten())) and not _on_path(seen, agreed):
+    if is_normal(noise.index_select(axis, inside.nonzero().flatten())) and not _on_path(seen, agreed):
         shape = ", ".join(["B", *["1"] * (seen.x.dim() - 1)])
         raise Violation("time broadcast", f"t: it is broadcast over axis {axis} of x1: give it the shape ({shape})")
 
@@ -415,9 +377,5 @@ def _averaging(seen: Seen, fewer: Seen) -> str:
     return f"times {float(each.mean()) * seen.x[0].numel() / 2:.3g}"
 
 
-def _rms(x: Tensor) -> float:
-    return float(x.square().mean().sqrt())
-
-
 def _same(a: Tensor, b: Tensor) -> bool:
-    return _rms(a - b) < 10 * EXACT * max(_rms(b), 1e-12)
+    return rms(a - b) < 10 * EXACT * max(rms(b), 1e-12)

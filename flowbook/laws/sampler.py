@@ -79,7 +79,7 @@ def check_sampler(
     run.check_times()
     if agreed.output == "velocity":
         _check_distance(sampler, agreed, x0, seed)
-    _check_rows(sampler, agreed, exact, run, x0, seed)
+    _check_rows(sampler, exact, run, x0=x0, seed=seed)
     if agreed.in_steps and _check_ddim(run, exact, x0):
         return f"right: DDIM over {len(run.times)} of {schedule_in(agreed).steps} steps"
     right = sample(exact, x0.double(), rtol=1e-8, atol=1e-8).x.to(x0)
@@ -93,11 +93,9 @@ def check_sampler(
     )
 
 
-def _check_rows(
-    sampler: Callable[..., Tensor], agreed: Convention, exact: Velocity, run: Run, x0: Tensor, seed: int
-) -> None:
+def _check_rows(sampler: Callable[..., Tensor], exact: Velocity, run: Run, *, x0: Tensor, seed: int) -> None:
     """Raise where a sample does not come from its own noise."""
-    turned = Run(sampler, agreed, exact, x0.flip(0), seed).x
+    turned = Run(sampler, run.agreed, exact, x0.flip(0), seed).x
     if torch.equal(turned, run.x):
         raise Violation(
             "noise ignored", "x1: the same samples for other noise: x0 is not used, or drawn again with a seed"
