@@ -112,7 +112,7 @@ def test_edits_interpolates_denoises_and_judges(y: Any) -> None:
     points = inversion.interpolate(velocity, X, X + 1.0, 3, y=y, spherical=False, **STEP)
     close(points.x, torch.stack([X, X + 0.5, X + 1.0]))
     close(inversion.denoise(velocity, X, noise_std=1.0, y=y).x, 0.5 * X + 0.5 * shift(y)[:, None])
-    inversion.estimate_noise(velocity, X, y=y)
+    assert inversion.estimate_noise(velocity, X, y=y).shape == (len(X),)
     close(-inversion.anomaly_score(velocity, X, y=y), cnf.log_prob(velocity, X, y=y).log_prob)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -179,7 +180,7 @@ def mixed(value: Tensor, t: Tensor) -> Tensor:
     return torch.as_tensor(t).reshape(-1, *[1] * (value.dim() - 1))
 
 
-class StandIn(nn.Module):
+class StandIn(nn.Module, ABC):
     """A model that a reader's code is given: it can be called, moved and put in eval mode like a network.
 
     Its output is a tensor that is also its own ``sample``, as networks of diffusers have it; with ``return_dict=False``
@@ -190,9 +191,9 @@ class StandIn(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
+    @abstractmethod
     def answer(self, *given: Any, **named: Any) -> Tensor:
         """What the model returns."""
-        raise NotImplementedError
 
     def forward(self, *given: Any, **named: Any) -> Any:
         output = self.answer(*given, **named)

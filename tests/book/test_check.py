@@ -1,20 +1,17 @@
-"""The page "Check your implementation": its blocks run, and print what the page says."""
+"""The page "Check your own code": its blocks run, and print what the page says."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import inspect
 import re
-from pathlib import Path
 from typing import Any
 
-import pytest
+from book.pages import blocks, compare, page, printed_by
 
 from flowbook import laws
 
-PAGE = (Path(__file__).resolve().parents[2] / "book" / "check.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(python|text)\n(.*?)```", PAGE, re.S)
-NUMBER = re.compile(r"\d+\.\d+")
+PAGE = page("check")
+BLOCKS = blocks(PAGE, "python", "text")
 
 
 def test_the_blocks_run_one_after_the_other_and_print_what_the_page_says() -> None:
@@ -22,16 +19,17 @@ def test_the_blocks_run_one_after_the_other_and_print_what_the_page_says() -> No
     printed, compared = "", 0
     for kind, text in BLOCKS:
         if kind == "python":
-            with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(text, "check.md", "exec"), names)
-            printed = out.getvalue()
-            continue
-        assert NUMBER.sub("#", printed) == NUMBER.sub("#", text)  # the words, strictly
-        for found, said in zip(NUMBER.findall(printed), NUMBER.findall(text), strict=True):
-            assert float(found) == pytest.approx(float(said), rel=0.05, abs=0.02), printed
-        compared += 1
+            printed = printed_by(text, names)
+        else:
+            compare(printed, text, r"\d+\.\d+", rel=0.05, at_least=0.02)
+            compared += 1
     assert compared >= 8
     names["test_my_loss"]()
+
+
+def test_the_tolerance_that_the_page_names_is_the_default() -> None:
+    (said,) = re.findall(r"up to (0\.\d+) passes", PAGE)
+    assert inspect.signature(laws.check_velocity).parameters["tolerance"].default == float(said)
 
 
 def test_the_table_names_every_check() -> None:

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from book.pages import blocks, compare, page, printed_by, rows
 from torch.utils.data import TensorDataset
 
-from flowbook import data
+from flowbook import data, recipes
 from flowbook.cli import main
 from flowbook.flow_matching import FlowMatching
 from flowbook.models import MLP
 from flowbook.training import TrainConfig, fit
 
-PAGE = (Path(__file__).resolve().parents[2] / "book" / "own_images.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(python|bash|text)\n(.*?)```", PAGE, re.S)
-ROWS = re.findall(r"^\| (.+?) \| `(.+)` \|$", PAGE, re.M)
-NUMBER = re.compile(r"\d+\.\d+")
+PAGE = page("own_images")
+BLOCKS = blocks(PAGE, "python", "bash", "text")
+ROWS = rows(PAGE)
 
 
 def commands(text: str) -> list[list[str]]:
@@ -34,7 +34,7 @@ def test_the_commands_run_one_after_the_other_and_print_what_the_page_says(tmp_p
     with contextlib.chdir(tmp_path):
         for kind, text in BLOCKS:
             if kind == "python":
-                exec(compile(text, "own_images.md", "exec"), {})
+                printed_by(text, {})
             elif kind == "bash":
                 with contextlib.redirect_stdout(io.StringIO()) as out:
                     for words in commands(text):
@@ -42,9 +42,7 @@ def test_the_commands_run_one_after_the_other_and_print_what_the_page_says(tmp_p
                 # How much memory there is depends on the machine.
                 printed = "".join(line for line in out.getvalue().splitlines(True) if not line.startswith("memory"))
             else:
-                assert NUMBER.sub("#", printed) == NUMBER.sub("#", text)  # the words, strictly
-                for found, said in zip(NUMBER.findall(printed), NUMBER.findall(text), strict=True):
-                    assert float(found) == pytest.approx(float(said), rel=0.4), printed
+                compare(printed, text, r"\d+\.\d+", rel=0.4)
                 scores += [float(value) for value in re.findall(r'"frechet": ([\d.]+)', printed)]
     teacher, student, one_step = scores
     assert student < 1.6 * teacher and one_step > 5 * student
@@ -75,6 +73,15 @@ def test_a_row_of_the_table_is_data_for_fit(what: str, line: str, tmp_path: Path
     elif "folder" not in what:
         classes = 2 if "condition" in what or "dicts" in what else None
         assert fit(MLP(2, hidden=8, num_classes=classes), FlowMatching(), names["source"], names["config"]).step == 1
+
+
+def test_the_defaults_that_the_page_names(tmp_path: Path) -> None:
+    from torchvision.utils import save_image
+
+    save_image(torch.rand(3, 64, 64), tmp_path / "a.png")
+    recipe = recipes.own_data(tmp_path, 64)
+    assert "50,000 steps, a width of 64" in PAGE
+    assert (recipe["train"]["steps"], recipe["model"]["width"]) == (50_000, 64)
 
 
 def test_the_lines_fit_the_page() -> None:
