@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(f"\nflowbook {options.command}: {str(stopped) or 'stopped by Ctrl-C'}", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, TypeError, FileNotFoundError, RuntimeError, FloatingPointError, MemoryError) as error:
+    except (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
         print(f"flowbook {options.command}: {error}", file=sys.stderr)
         return 2
     except (OSError, SafetensorError) as error:

@@ -19,6 +19,16 @@ FOLDER: dict[str, Any] = {"precision": "fp32", "compile": False, "batch_size": 2
 """The options for folders, with their defaults."""
 
 
+def path(text: str) -> Path:
+    """A path of a command line, with ``~`` for home, also where the shell leaves it.
+
+    Example:
+        >>> path("~/x").is_absolute()
+        True
+    """
+    return Path(text).expanduser()
+
+
 def add_solver(command: argparse.ArgumentParser, default: str, also: str = "") -> None:
     """Add the option for the solver, given as a string."""
     command.add_argument(
@@ -45,7 +55,7 @@ def add_draws(command: argparse.ArgumentParser) -> None:
 def add_conditions(command: argparse.ArgumentParser, what: str) -> None:
     """Add the option for a file of conditions."""
     command.add_argument(
-        "--conditions", type=Path, help=f"a file .npz, .safetensors or .pt with arrays y or y.NAME: {what}"
+        "--conditions", type=path, help=f"a file .npz, .safetensors or .pt with arrays y or y.NAME: {what}"
     )
 
 
@@ -61,7 +71,10 @@ def add_folder(command: argparse.ArgumentParser) -> None:
 def say(text: str) -> None:
     """Print on the first of a run's processes only."""
     if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # the reader of a pipe has seen enough; the training goes on
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
 
 
 def train_recipe(recipe: Any, options: argparse.Namespace, out: Any, extend: Sequence[str] = ()) -> int:
@@ -189,6 +202,28 @@ def fill_folder(options: argparse.Namespace, generate: Callable[..., Shards]) ->
     )
 
 
+def own_counts(recipe: Any, classes: int) -> list[int]:
+    """How often each class occurs in the data of a run; equally often, with a note, where they are gone."""
+    import warnings
+
+    import torch
+
+    from flowbook import data, recipes
+
+    try:
+        source = recipes.build_data({**recipe, "data": {**recipe["data"], "standardize": False}})
+    except (OSError, ValueError) as error:
+        warnings.warn(f"the classes are drawn equally often, since their data cannot be read: {error}", stacklevel=2)
+        return [1] * classes
+    labels: Any = (
+        getattr(source, "targets", None) if recipe["data"]["name"] == "image_folder" else data.labels_of(source)
+    )
+    if labels is None:
+        return [1] * classes
+    counts: list[int] = torch.as_tensor(labels).clamp_min(0).bincount(minlength=classes).tolist()
+    return counts
+
+
 def class_counts(checkpoint: str, classes: int) -> list[int]:
     """How often each class occurs in the training data, where that is known to differ between classes: MNIST."""
     import json
@@ -198,9 +233,11 @@ def class_counts(checkpoint: str, classes: int) -> list[int]:
     from flowbook.training import checkpoint as checkpoints
 
     name: Any = checkpoint
-    if Path(checkpoint).is_dir():
-        recipe = checkpoints.read(checkpoints.locate(checkpoint)).recipe or {}
+    if Path(checkpoint).expanduser().is_dir():
+        recipe = checkpoints.read(checkpoints.locate(Path(checkpoint).expanduser())).recipe or {}
         name = recipe.get("data", {}).get("name")
+        if name in ("image_folder", "tensors"):
+            return own_counts(recipe, classes)
     if name == "mnist":
         counts: list[int] = json.loads(models.asset("mnist_floor.json").read_text())["class_counts_train"]
         return counts

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from flowbook.cli.common import train_recipe
+from flowbook.cli.common import path, train_recipe
 
 
 def add(commands: Any) -> None:
     command = commands.add_parser("distill", help="train a student that needs few steps, from a checkpoint's pairs")
     command.add_argument("checkpoint", help="the teacher, whose parameters the student starts from")
     command.add_argument("overrides", nargs="*", help="section.key=value of the recipe `distill`")
-    command.add_argument("--pairs", type=Path, required=True, help="folder made by `flowbook pairs`")
+    command.add_argument("--pairs", type=path, required=True, help="folder made by `flowbook pairs`")
     command.add_argument("--steps", type=int, default=1, help="Euler steps that the student takes")
-    command.add_argument("--out", type=Path, required=True, help="folder of the run")
+    command.add_argument("--out", type=path, required=True, help="folder of the run")
     command.add_argument("--fresh", action="store_true", help="refuse to resume an existing run")
     command.set_defaults(run=run)
 

@@ -6,11 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from flowbook.cli.common import path
+
 
 def add(commands: Any) -> None:
     command = commands.add_parser("export", help="write a checkpoint's averaged parameters (EMA) as one small file")
     command.add_argument("checkpoint", help="folder of a run or checkpoint")
-    command.add_argument("out", type=Path, help="the file, ....safetensors")
+    command.add_argument("out", type=path, help="the file, ....safetensors")
     command.set_defaults(run=run)
 
 
@@ -24,8 +26,8 @@ def run(options: argparse.Namespace) -> int:
             f"checkpoint: expected the folder of a run or checkpoint; got {options.checkpoint!r} (shipped weights are "
             "exported already)"
         )
-    path = checkpoints.locate(options.checkpoint)
-    stored = checkpoints.read(path)
-    models.export(load(path), options.out, step=stored.step, recipe=stored.recipe)
+    found = checkpoints.locate(options.checkpoint)
+    stored = checkpoints.read(found)
+    models.export(load(found), options.out, step=stored.step, recipe=stored.recipe)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
     return 0

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from flowbook.cli.common import CHECKPOINT, add_conditions, add_device, add_draws, add_folder, add_solver, fill_folder
+from flowbook.cli.common import (
+    CHECKPOINT,
+    add_conditions,
+    add_device,
+    add_draws,
+    add_folder,
+    add_solver,
+    fill_folder,
+    path,
+)
 
 
 def add(commands: Any) -> None:
@@ -14,7 +22,7 @@ def add(commands: Any) -> None:
         "pairs", help="pair noise with the data that a checkpoint generates from it, for Reflow; resumes if stopped"
     )
     command.add_argument("checkpoint", help=CHECKPOINT)
-    command.add_argument("--out", type=Path, required=True, help="folder of the pairs")
+    command.add_argument("--out", type=path, required=True, help="folder of the pairs")
     command.add_argument(
         "--n",
         type=int,

@@ -18,6 +18,7 @@ from flowbook.cli.common import (
     fill_folder,
     guide,
     load_images,
+    path,
     place,
     source_of_rows,
 )
@@ -28,7 +29,7 @@ def add(commands: Any) -> None:
     command.add_argument("checkpoint", help=CHECKPOINT)
     command.add_argument(
         "--out",
-        type=Path,
+        type=path,
         default=Path("samples.png"),
         help="an image file, for a grid; a name without an extension is a folder of images as bytes, which resumes if "
         "stopped and may be shared by several processes",
@@ -144,7 +145,7 @@ def _labels(options: argparse.Namespace, classes: int | None, names: list[str]) 
 def _label(word: str, names: list[str]) -> int:
     if word in names:
         return names.index(word)
-    if word.lstrip("-").isdigit():
+    if word.lstrip("-").isdigit() and not any(name.isdigit() for name in names):  # which would mean either
         return int(word)
     known = f" or one of {', '.join(names)}" if names else ""
     raise ValueError(f"--labels: expected numbers{known}; got {word!r}")

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from flowbook.cli.common import CHECKPOINT, add_device, add_draws, add_solver, class_counts, guide, load_images, place
+from flowbook.cli.common import (
+    CHECKPOINT,
+    add_device,
+    add_draws,
+    add_solver,
+    class_counts,
+    guide,
+    load_images,
+    path,
+    place,
+)
 
 
 def add(commands: Any) -> None:
@@ -15,7 +24,7 @@ def add(commands: Any) -> None:
         help="Frechet distance of samples to a folder of images, as JSON; of MNIST digits without one, with accuracy",
     )
     command.add_argument("checkpoint", help=CHECKPOINT)
-    command.add_argument("--data", type=Path, help="folder of real images, resized to those of the model")
+    command.add_argument("--data", type=path, help="folder of real images, resized to those of the model")
     command.add_argument(
         "--features", help="pixels (default), inception (pip install 'flowbook[fid]'), or the file of a network"
     )
@@ -47,6 +56,7 @@ def _against(options: argparse.Namespace) -> Any:
     from flowbook.solvers import Solver
 
     validate.positive_int("--n", options.n)
+    metrics.features_named(options.features or "pixels")  # raises before anything is drawn
     velocity, network = load_images(options.checkpoint)
     shape = recipes.sample_shape(network)
     folder = data.image_folder(options.data, shape[1:], channels=shape[0])

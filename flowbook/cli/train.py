@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from flowbook.cli.common import say, train_recipe
+from flowbook.cli.common import path, say, train_recipe
 
 
 def add(commands: Any) -> None:
@@ -21,11 +21,14 @@ def add(commands: Any) -> None:
     )
     command.add_argument("overrides", nargs="*", help="section.key=value, for example train.steps=100")
     command.add_argument(
-        "--data", type=Path, help="a folder of images, flat or with a subfolder per class; or arrays x1 and y in a file"
+        "--data", type=path, help="a folder of images, flat or with a subfolder per class; or arrays x1 and y in a file"
     )
     command.add_argument("--size", help="of images from a folder: 64, or height and width, 48x64")
     command.add_argument("--channels", type=int, help="1 or 3 (default: 1 where all images are gray)")
-    command.add_argument("--out", type=Path, help="folder of the run (default: runs/ and the name of recipe or data)")
+    command.add_argument("--out", type=path, help="folder of the run (default: runs/ and the name of recipe or data)")
+    command.add_argument(
+        "--extend", nargs="+", default=[], metavar="SETTING", help="what may differ from the run so far, such as data"
+    )
     command.add_argument("--fresh", action="store_true", help="refuse to resume an existing run")
     command.set_defaults(run=run)
 
@@ -47,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         return _go_on(folder, options)
     recipe = recipes.read(options.recipe, options.overrides)
     say(recipes.announce(recipe))
-    return train_recipe(recipe, options, options.out or Path("runs") / Path(options.recipe).stem)
+    return train_recipe(recipe, options, options.out or Path("runs") / Path(options.recipe).stem, options.extend)
 
 
 def _own(options: argparse.Namespace) -> int:
@@ -60,7 +63,12 @@ def _own(options: argparse.Namespace) -> int:
     kinds = [f"{count} classes" for count in [recipe["model"].get("num_classes")] if count]
     say(f"{options.data}: {recipe['model']['name']} for {_what(recipe)}{', ' if kinds else ''}{', '.join(kinds)}")
     say(recipes.announce(recipe))
-    return train_recipe(recipe, options, options.out or Path("runs") / options.data.expanduser().resolve().stem)
+    return train_recipe(recipe, options, options.out or Path("runs") / _name(options.data), options.extend)
+
+
+def _name(data: Path) -> str:
+    data = data.expanduser().resolve()
+    return data.name if data.is_dir() else data.stem
 
 
 def _what(recipe: Any) -> str:
@@ -79,12 +87,14 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
 
     if options.out is not None:
         raise ValueError(f"--out: the run in {folder} goes on where it is; for another folder give it a recipe")
-    path = checkpoints.locate(folder)
-    stored = checkpoints.read(path)
+    found = checkpoints.locate(folder)
+    stored = checkpoints.read(found)
     if stored.recipe is None:
         raise ValueError(f"recipe: the run in {folder} was not started from a recipe; continue it by fit(..., out=...)")
     recipe = recipes.override(stored.recipe, options.overrides)
     changed = [word.partition("=")[0] for word in options.overrides]
+    extended = [name.removeprefix("train.") for name in changed]
+    extended += ["data"] if any(name.startswith("data.") for name in changed) else []
     say(f"{folder}: goes on after step {stored.step}{', with ' if changed else ''}{', '.join(options.overrides)}")
-    root = path.parent.parent if path.parent.name == "checkpoints" else folder
-    return train_recipe(recipe, options, root, extend=[name.removeprefix("train.") for name in changed])
+    root = found.parent.parent if found.parent.name == "checkpoints" else folder
+    return train_recipe(recipe, options, root, extend=[*options.extend, *extended])

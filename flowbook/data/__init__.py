@@ -22,7 +22,18 @@ from flowbook.data.images import (
     to_unit_interval,
 )
 from flowbook.data.out_of_distribution import CORRUPTIONS, corrupt, letters, photo_patches
-from flowbook.data.planar import Planar, Rows, Source, Unpaired, checkerboard, identity_of, moons, pinwheel, spirals
+from flowbook.data.planar import (
+    Items,
+    Planar,
+    Rows,
+    Source,
+    Unpaired,
+    checkerboard,
+    identity_of,
+    moons,
+    pinwheel,
+    spirals,
+)
 from flowbook.data.standardizer import Standardizer
 
 __all__ = [
@@ -34,6 +45,7 @@ __all__ = [
     "ImageReader",
     "ImageShards",
     "ImageTensors",
+    "Items",
     "Paired",
     "Planar",
     "Rows",

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from flowbook._core import validate
 from flowbook._core.seeding import seeded
@@ -77,13 +85,21 @@ def as_data(data: Any, dtype: torch.dtype | None = None, name: str = "data") -> 
     if isinstance(data, tuple) and 1 <= len(data) <= 3:
         parts = [_as_condition(part, f"{name}[{k}]") if k == 2 or (k == 1 == len(data) - 1) else
                  as_array(part, f"{name}[{k}]") for k, part in enumerate(data)]  # fmt: skip
+        ends = len(parts) if len(parts) == 1 else max(1, len(parts) - 1)
+        parts[:ends] = [_as_float(part) for part in parts[:ends]]
         return _cast(tuple(parts), dtype, name)
     array = as_array(data, name)
     if isinstance(array, Tensor):
-        return _cast(array, dtype, name)
+        return _cast(_as_float(array) if array is not data else array, dtype, name)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and _has_dict_items(data):
         return Columns(data, x1="x1")
     return data
+
+
+def _as_float(part: Any) -> Any:
+    """Whole numbers of a table or an image as numbers: in float64, which the network's dtype then replaces."""
+    whole = isinstance(part, Tensor) and not part.is_floating_point() and not part.is_complex() and part.dim() > 1
+    return part.double() if whole else part
 
 
 def _cast(data: Any, dtype: torch.dtype | None, name: str) -> Any:
@@ -112,6 +128,10 @@ def as_array(value: Any, name: str) -> Any:
     """
     if _is_table(value):
         value = _numbers_of(value, name)
+    if isinstance(value, list) and _of_numbers(value):
+        value = np.asarray(value)
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask; leave the masked rows out: x[~x.mask.any(1)]")
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype == object or value.dtype.kind in "USO":
@@ -125,9 +145,22 @@ def _as_condition(value: Any, name: str) -> Any:
         return {key: _as_condition(part, f"{name}.{key}") for key, part in value.items()}
     if isinstance(value, list) and value and all(validate.is_number(part) for part in value):
         return torch.tensor(value)
+    if isinstance(value, list) and not all(isinstance(part, (Tensor, np.ndarray, Mapping)) for part in value):
+        raise TypeError(
+            f"{name}: expected numbers, one for each sample; got a list with {validate.described(value[0])}"
+        )
+    if isinstance(value, np.ndarray) and value.dtype.kind == "u" and value.dtype != np.uint8:
+        value = value.astype(np.int64)  # torch can do little with the others
     if isinstance(value, (tuple, list)):
         return tuple(_as_condition(part, f"{name}[{k}]") for k, part in enumerate(value))
     return as_array(value, name)
+
+
+def _of_numbers(value: Any) -> bool:
+    """Whether a list holds numbers, or lists of them."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return validate.is_number(value)
 
 
 def _is_table(value: Any) -> bool:
@@ -167,6 +200,16 @@ def _dataset_of(loader: DataLoader[Any], name: str) -> Any:
         raise TypeError(
             f"{name}: fit puts batches together itself, so that a run can be resumed, and cannot use the loader's "
             "collate_fn; give it a Dataset whose items are x1, (x1, y) or (x0, x1, y)"
+        )
+    if not isinstance(loader.sampler, (SequentialSampler, RandomSampler)) or loader.batch_sampler is None:
+        kind = type(loader.sampler).__name__
+        raise TypeError(
+            f"{name}: fit draws every item once in an epoch, and cannot use the loader's {kind}; give it a Dataset, "
+            "such as torch.utils.data.Subset"
+        )
+    if type(loader.batch_sampler) is not BatchSampler:
+        raise TypeError(
+            f"{name}: fit makes the batches itself, and cannot use the loader's batch_sampler; give a Dataset"
         )
     warnings.warn(
         f"{name}: fit reads the loader's Dataset; batch size, order and workers are those of TrainConfig", stacklevel=4

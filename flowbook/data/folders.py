@@ -163,7 +163,9 @@ def image_folder(
         validate.boolean("labels", labels)
     validate.one_of("channels", channels, tuple(MODES))
     validate.one_of("unreadable", unreadable, ("raise", "skip"))
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides: tuple[Any, ...] = (
+        (size, size) if validate.is_integer(size) else tuple(size) if isinstance(size, (tuple, list)) else ()
+    )
     if len(sides) != 2:
         raise ValueError(f"size: expected one number, or height and width; got {size}")
     for side in sides:
@@ -174,7 +176,7 @@ def image_folder(
         raise ValueError(f"background: expected a color, such as 'white' or '#204080'; got {background!r}") from error
     root = Path(root).expanduser()
     files, classes = find_images(root, labels)
-    reader = ImageReader((sides[0], sides[1]), channels, flip, (color[0], color[1], color[2]))
+    reader = ImageReader((int(sides[0]), int(sides[1])), channels, flip, (color[0], color[1], color[2]))
     files = _readable(files, reader, unreadable)
     if classes is not None:  # those that still have images
         classes = sorted({file.parent.name for file in files}, key=classes.index)
@@ -188,7 +190,7 @@ def find_images(root: Path, labels: bool | None = None) -> tuple[list[Path], lis
     others: Counter[str] = Counter()
     flat = list(_images(root, others))
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-    by_class = {folder.name: found for folder in folders if (found := list(_images(folder, others)))}
+    by_class = {folder.name: found for folder in folders if (found := list(_images(folder, others, below=True)))}
     if flat and by_class:
         raise ValueError(
             f"root: expected images either in {root} or in its subfolders; got {len(flat)} in it, and more in "
@@ -196,7 +198,9 @@ def find_images(root: Path, labels: bool | None = None) -> tuple[list[Path], lis
         )
     if others:
         counts = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in others.most_common(SHOWN))
-        warnings.warn(f"root: {others.total()} files in {root} are no images and are left out ({counts})", stacklevel=4)
+        warnings.warn(
+            f"root: {others.total()} entries of {root} are no images and are left out ({counts})", stacklevel=4
+        )
     if not flat and not by_class:
         deeper = next((folder for folder in folders if any(entry.is_dir() for entry in folder.iterdir())), None)
         hint = f"; there are folders within {deeper.name}: name the folder with the classes" if deeper else ""
@@ -206,12 +210,18 @@ def find_images(root: Path, labels: bool | None = None) -> tuple[list[Path], lis
     return (flat, None) if flat else ([file for found in by_class.values() for file in found], list(by_class))
 
 
-def _images(folder: Path, others: Counter[str]) -> Iterator[Path]:
+def _images(folder: Path, others: Counter[str], below: bool = False) -> Iterator[Path]:
     from PIL import Image
 
     known = Image.registered_extensions()
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(".") or not entry.is_file():
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_file():
+            if entry.is_symlink():
+                others["broken links"] += 1
+            elif below and entry.is_dir():
+                others["folders within classes"] += 1
             continue
         suffix = entry.suffix.lower()
         if suffix in known and known[suffix] in Image.OPEN and suffix not in (".pdf", ".mpg", ".mpeg"):
@@ -238,7 +248,8 @@ def _readable(files: list[Path], reader: ImageReader, unreadable: str) -> list[P
             wrong[file] = str(error)
     if not wrong:
         return files
-    said = f"{len(wrong)} of {len(files)} files cannot be read: {_few(str(file) for file in wrong)}"
+    reason = next(iter(wrong.values())).splitlines()[0].removeprefix("data: ")
+    said = f"{len(wrong)} of {len(files)} files cannot be read: {_few(str(file) for file in wrong)} ({reason})"
     if unreadable == "raise":
         raise ValueError(f"root: {said}. Remove them, or leave them out by unreadable='skip'")
     if len(wrong) == len(files):

@@ -121,7 +121,7 @@ def generate(
         "solver": str(rows.solver),
         "batch_size": batch_size,
         "shard_size": shard_size,
-        "velocity": _identity(rows.velocity, name),
+        "velocity": identity_of_velocity(rows.velocity, name),
         "source": digest(keyed_noise(rows.source, rows.seed, 0, keyed.BLOCK)),
         "condition": form_of(rows.y),
         "values": None if rows.y is None else digest(rows.y),
@@ -178,7 +178,16 @@ def as_condition(y: Condition, velocity: Velocity, n: int | None = None) -> Any:
     return map_condition(lambda part: part.detach().cpu(), y)
 
 
-def _identity(velocity: Velocity, name: str | None) -> str:
+def identity_of_velocity(velocity: Velocity, name: str | None) -> str:
+    """The name that was given, or else the digest of the parameters.
+
+    Raises:
+        ValueError: for a function without a name.
+
+    Example:
+        >>> identity_of_velocity(lambda x, t: x, "identity")
+        'identity'
+    """
     if name is not None:
         return name
     try:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from flowbook._core import validate
 from flowbook._core.digest import digest
@@ -84,6 +85,8 @@ class Unpaired:
             side = as_array(getattr(self, name), name)
             if isinstance(side, Tensor):
                 side = Rows(side)
+            elif isinstance(side, Dataset) and hasattr(side, "__len__"):
+                side = Items(side)
             object.__setattr__(self, name, side)
             if isinstance(side, type) or not callable(getattr(side, "sample", None)):
                 raise TypeError(
@@ -124,6 +127,28 @@ class Rows:
     def identity(self) -> str:
         """The digest of the samples."""
         return f"{tuple(self.samples.shape)} {digest(self.samples)[:16]}"
+
+
+class Items:
+    """The items of a Dataset as a distribution: drawn uniformly, with replacement, and without their labels.
+
+    Example:
+        >>> Items(torch.utils.data.TensorDataset(torch.ones(3, 2), torch.zeros(3))).sample(5).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, data: Any):
+        self.data = data
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n items, shape (n, ...)."""
+        validate.positive_int("n", n)
+        drawn = [self.data[int(k)] for k in indices(len(self.data), n, generator)]
+        return torch.stack([item if isinstance(item, Tensor) else item[0] for item in drawn])
+
+    def identity(self) -> str:
+        """That of the Dataset."""
+        return f"{len(self.data)} of {identity_of(self.data)}"
 
 
 def identity_of(data: Any) -> str:

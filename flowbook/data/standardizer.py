@@ -74,6 +74,27 @@ class Standardizer:
         """
         return float(self.std.log().expand(x.shape[1:]).sum())
 
+    def data(self, raw: Any) -> Any:
+        """Held-out data x1 or (x1, y), brought to the same units; of those that are already only the data.
+
+        Raises:
+            TypeError, ValueError: for what is no array, and for data in other units.
+        """
+        from flowbook.data.conversion import Standardized, as_data
+
+        if isinstance(raw, Standardized):
+            if raw.standardizer != self:
+                raise ValueError(
+                    "validation: expected the units of the training data; got data standardized by themselves"
+                )
+            return raw.data
+        found = as_data(raw)
+        if isinstance(found, Tensor):
+            return self(found)
+        if isinstance(found, tuple) and isinstance(found[0], Tensor) and len(found) <= 2:
+            return (self(found[0]), *found[1:])
+        raise TypeError(f"validation: expected x1 or (x1, y), as arrays; got {validate.described(raw)}")
+
     def as_dict(self) -> dict[str, Any]:
         """Numbers, as a checkpoint stores them."""
         return {"mean": self.mean.tolist(), "std": self.std.tolist()}

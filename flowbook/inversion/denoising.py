@@ -24,7 +24,7 @@ from flowbook.divergence import divergence, rademacher
 from flowbook.paths import Path, path_of, time_of_noise
 from flowbook.solvers import Solver, SolverOptions, as_solver, solve
 from flowbook.solvers.solution import refuse
-from flowbook.velocity import Velocity, call, evaluating, model_calls
+from flowbook.velocity import Velocity, call, evaluating, model_calls, said_by
 
 Estimate = Literal["mean", "ode"]
 ESTIMATES: tuple[Estimate, ...] = get_args(Estimate)
@@ -88,6 +88,7 @@ def denoise(
     path = path_of(velocity) if path is None else path
     validate.instance("path", path, Path, "LinearPath()")
     validate.one_of("estimate", estimate, ESTIMATES)
+    _refuse_scaled(velocity)
     if solver and estimate == "mean":
         raise TypeError(f"{next(iter(solver))}: expected no solver options, since estimate='mean' solves no ODE")
     reason = "denoise enters the path at the time of its noise level and returns the end only"
@@ -146,6 +147,7 @@ def estimate_noise(
     """
     _check(velocity, x, y)
     path = path_of(velocity) if path is None else path
+    _refuse_scaled(velocity)
     validate.instance("path", path, Path, "LinearPath()")
     probe = rademacher(1, like=x, generator=generator)
     dims = x[0].numel() if len(x) else 1
@@ -166,6 +168,15 @@ def estimate_noise(
         raise RuntimeError("velocity: expected finite values to estimate the noise from; got NaN or infinity")
     t = 0.5 * (low + high)
     return path.sigma(t) / path.alpha(t)
+
+
+def _refuse_scaled(velocity: Velocity) -> None:
+    """Noise has a size in the units of the data, and another in those of a network trained on standardized data."""
+    if said_by(velocity, "standardizer") is not None:
+        raise ValueError(
+            "velocity: expected one in the units of its data; this network was trained on standardized data: give it "
+            "velocity.standardizer(x), with its attribute standardizer set to None"
+        )
 
 
 def _posterior_mean(velocity: Velocity, x: Tensor, t: Tensor, y: Condition, path: Path) -> Tensor:

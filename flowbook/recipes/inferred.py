@@ -8,8 +8,6 @@ from typing import Any
 
 from flowbook._core import validate
 
-LOOKED_AT = 200
-"""How many files are opened to see whether the images are gray."""
 GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 ARRAYS = (".npz", ".npy", ".safetensors", ".pt", ".pth")
 
@@ -52,7 +50,7 @@ def _of_images(path: Path, size: str | int | None, channels: int | None) -> dict
     labeled = classes is not None and len(classes) > 1
     channels = _channels(files) if channels is None else channels
     validate.one_of("--channels", channels, (1, 3))
-    source: dict[str, Any] = {"name": "image_folder", "root": str(path), "size": _one(height, width)}
+    source: dict[str, Any] = {"name": "image_folder", "root": str(path.resolve()), "size": _one(height, width)}
     source |= {"channels": channels, "labels": labeled}
     model = _network(channels, height, width)
     return _recipe(model | ({"num_classes": len(classes)} if labeled and classes else {}), source, images=True)
@@ -62,10 +60,12 @@ def _of_arrays(path: Path) -> dict[str, Any]:
     from flowbook import data
 
     _, x1, y = data.unpack(data.tensors(path))
-    source: dict[str, Any] = {"name": "tensors", "path": str(path)}
+    source: dict[str, Any] = {"name": "tensors", "path": str(path.resolve())}
     if x1.dim() == 2:
         model: dict[str, Any] = {"name": "MLP", "dim": x1.shape[1]}
         source["standardize"] = True
+    elif x1.dim() == 4 and x1.shape[1] not in (1, 3) and x1.shape[3] in (1, 3):
+        raise ValueError(f"--data: expected images (N, C, H, W), channels first; got shape {tuple(x1.shape)} in {path}")
     elif x1.dim() == 4:
         model = _network(int(x1.shape[1]), int(x1.shape[2]), int(x1.shape[3]))
     else:
@@ -82,8 +82,14 @@ def _conditions(y: Any) -> dict[str, int]:
             "--data: expected one array y; for several, write a recipe (see `flowbook recipes --show digits`)"
         )
     if not y.is_floating_point():
-        return {"num_classes": int(y.max()) + 1}
-    return {"condition_dim": 1 if y.dim() == 1 else int(y.shape[1])}
+        found = y.long().unique().tolist()
+        if found != list(range(len(found))):
+            few = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+            raise ValueError(f"--data: expected labels y from 0 to {len(found) - 1}, without gaps; got {few}")
+        return {"num_classes": len(found)}
+    if y.dim() == 1:
+        raise ValueError("--data: expected vectors y of shape (N, C); got shape (N,): store y[:, None]")
+    return {"condition_dim": int(y.shape[1])}
 
 
 def _network(channels: int, height: int, width: int) -> dict[str, Any]:
@@ -126,10 +132,10 @@ def _one(height: int, width: int) -> int | list[int]:
 
 
 def _channels(files: list[Path]) -> int:
-    """1 where the first images are all gray, by what their headers say."""
+    """1 where all images are gray, by what their headers say."""
     from PIL import Image
 
-    for file in files[:LOOKED_AT]:
+    for file in files:
         with Image.open(file) as image:
             if image.mode not in GRAY:
                 return 3

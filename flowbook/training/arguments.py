@@ -54,7 +54,10 @@ class Arguments:
         if isinstance(data, Standardized):
             data, scale = data.data, data.standardizer
         dtype = dtype_of(self.network) if isinstance(self.network, nn.Module) else None
-        data, held_out = as_data(data, dtype), as_data(self.validation, dtype, "validation")
+        held_out = self.validation
+        if scale is not None and held_out is not None:
+            held_out = scale.data(held_out)
+        data, held_out = as_data(data, dtype), as_data(held_out, dtype, "validation")
         if getattr(self.loss.loss, "learns_from_pairs", False):
             data, held_out = (_as_pairs(one) for one in (data, held_out))
         names = getattr(data, "classes", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from flowbook._core import keyed
 from flowbook.training.config import TrainConfig
 from flowbook.training.precision import Precision
 from flowbook.training.step import StepContext
+
+ONE_THREAD = threading.RLock()
+"""Held while a run draws random numbers, since their generators belong to the process."""
 
 
 class RunContext(StepContext):
@@ -46,3 +50,17 @@ def seed_process(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Raise while another thread of the process trains."""
+    if not ONE_THREAD.acquire(blocking=False):
+        raise RuntimeError(
+            "fit: another thread of this process is training, and both would draw from the same random number "
+            "generators; train in separate processes"
+        )
+    try:
+        yield
+    finally:
+        ONE_THREAD.release()

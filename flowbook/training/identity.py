@@ -19,13 +19,13 @@ from torch.utils.data import TensorDataset
 from flowbook import models
 from flowbook._core.digest import digest
 from flowbook.analytic import GaussianMixture
-from flowbook.couplings import Coupling
-from flowbook.data import identity_of, is_tensors, parts_of
+from flowbook.data import Standardizer, identity_of, is_tensors, parts_of
 from flowbook.training import checkpoint
 from flowbook.training.arguments import Arguments
 from flowbook.training.checkpoint import Checkpoint
 from flowbook.training.config import NOT_PART_OF_THE_RESULT, TrainConfig
 from flowbook.training.ema import EMA
+from flowbook.training.loading import describe_data
 from flowbook.training.loss import CompleteLoss
 
 Ingredients = dict[str, str | None]
@@ -36,11 +36,13 @@ PLACES = ("data.root", "data.path")
 """Entries of a recipe that say where the data lie."""
 
 
-def ingredients(loss: CompleteLoss, coupling: Coupling | None, data: Any) -> Ingredients:
+def ingredients(arguments: Arguments) -> Ingredients:
     """Short descriptions of loss, coupling and data, to be stored with a run."""
+    loss, coupling, data = arguments.loss, arguments.coupling, arguments.data
+    scale = None if arguments.standardizer is None else arguments.standardizer.as_dict()
     content = data.tensors if isinstance(data, TensorDataset) else data
     known = is_tensors(content) or isinstance(content, GaussianMixture)
-    values = digest(content)[:16] if known else None
+    values = digest(content if scale is None else (content, scale))[:16] if known else None
     return {
         "loss": None if loss.describe() is not None and not dataclasses.is_dataclass(loss.loss) else _of(loss.loss),
         "coupling": "none" if coupling is None else _of(coupling),
@@ -69,6 +71,10 @@ def restore(arguments: Arguments, identity: Identity, model: nn.Module, ema: EMA
     except RuntimeError as error:
         raise ValueError(f"out: the checkpoint {paths[-1]} is of another model: {error}") from error
     ema.images = stored.step * ema.batch_size
+    if identity.loss.learns_from_pairs:
+        scale = None if stored.standardizer is None else Standardizer.from_dict(stored.standardizer)
+        for network in (model, ema.model):
+            describe_data(network, stored.classes, scale)
     return stored
 
 
@@ -84,6 +90,7 @@ class Identity:
 
 def _check_same(folder: Path | None, differing: dict[str, str], extend: Sequence[str]) -> None:
     """Raise for a continuation that differs from its run in something that it does not name in ``extend``."""
+    extend = [*extend, VALUES] if "data" in extend else extend  # the content is part of the data
     for name in extend:
         if name in FIXED:
             raise ValueError(
@@ -95,8 +102,10 @@ def _check_same(folder: Path | None, differing: dict[str, str], extend: Sequence
     }
     if not others:
         return
-    free = [name for name in others if name not in FIXED]
-    remedy = f"extend={free!r} goes on with the new ones; or " if len(free) == len(others) else ""
+    free = [name for name in dict.fromkeys("data" if name == VALUES else name for name in others) if name not in FIXED]
+    remedy = (
+        f"extend={free!r} goes on with the new ones; or " if free and not any(name in FIXED for name in others) else ""
+    )
     raise ValueError(
         f"out: {folder} holds a run with other settings ({'; '.join(others.values())}); {remedy}choose another folder"
     )

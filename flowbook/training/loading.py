@@ -84,13 +84,16 @@ def describe_data(network: nn.Module, classes: list[str] | None, standardizer: S
     network.classes, network.standardizer = classes, standardizer  # type: ignore[assignment]
 
 
-def start_from(network: nn.Module, init: str | Path | nn.Module, strict: bool = True) -> None:
+def start_from(network: nn.Module, init: str | Path | nn.Module, strict: bool = True) -> nn.Module:
     """Copy the parameters of a trained network into a new one.
 
     Args:
         network: the new one.
         init: anything that :func:`load` takes; or a module.
         strict: raise where names or shapes differ; False copies those that fit, and says how many.
+
+    Returns:
+        The trained network.
 
     Raises:
         ValueError: for parameters that do not fit.
@@ -110,6 +113,7 @@ def start_from(network: nn.Module, init: str | Path | nn.Module, strict: bool = 
     if len(fitting) < len(want):
         warnings.warn(f"init: {len(fitting)} of {len(want)} parameters are copied; the others are new", stacklevel=3)
     network.load_state_dict({**want, **fitting})
+    return source
 
 
 def _like(network: nn.Module, init: Any) -> nn.Module | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,10 @@ class Display:
         if self.bar is not None:
             self.bar.set_postfix_str(shown, refresh=False)
         if self.lines:
-            print(f"step {done}/{self.total}: {shown}, {logs['seconds']:.0f} s", file=sys.stderr, flush=True)
+            try:
+                print(f"step {done}/{self.total}: {shown}, {logs['seconds']:.0f} s", file=sys.stderr, flush=True)
+            except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough; the training goes on
+                sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
 
     def close(self) -> None:
         if self.bar is not None:

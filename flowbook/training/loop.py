@@ -10,10 +10,9 @@ import contextlib
 import copy
 import itertools
 import json
-import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from flowbook.training import batches, identity, sharding
 from flowbook.training import checkpoint as checkpoints
 from flowbook.training.arguments import Arguments, Callback, Progress
 from flowbook.training.config import TrainConfig
-from flowbook.training.context import RunContext, seed_process
+from flowbook.training.context import RunContext, one_thread, seed_process
 from flowbook.training.ema import EMA
 from flowbook.training.finite import check_losses, check_parameters
 from flowbook.training.loading import describe_data, start_from
@@ -44,12 +43,10 @@ from flowbook.training.result import TrainResult
 from flowbook.training.step import train_step
 from flowbook.training.trial import try_out, what_it_learns
 from flowbook.training.validation import validation_loss
-from flowbook.velocity import evaluating
+from flowbook.velocity import evaluating, said_by
 
 AGREE = 10
 """Number of steps after which several processes tell each other whether one of them has to stop."""
-ONE_THREAD = threading.RLock()
-"""Held while a run draws random numbers, since their generators belong to the process."""
 
 
 def fit(
@@ -131,7 +128,7 @@ def fit(
         callbacks, validation, init, strict, extend,
     ).prepared()  # fmt: skip
     arguments.check()
-    with _one_thread():
+    with one_thread():
         processes = Processes(config)
         with checkpoints.alone(folder) if processes.main else contextlib.nullcontext():
             run = Run(arguments, processes)
@@ -158,20 +155,27 @@ class Run:
         if not self.sharded and _channels_last(self.model, self.config):  # shards are rows of parameters
             self.model = self.model.to(memory_format=torch.channels_last)
         self.ema = EMA(self.model, self.config.batch_size, self.config.ema_half_life, self.config.ema_ramp)
-        for network in (self.model, self.ema.model):
-            describe_data(network, arguments.classes, arguments.standardizer)
+        self._describe(arguments.network)
         self.precision = Precision(self.config.precision, self.device)
-        known = {} if self.folder is None else identity.ingredients(self.loss, arguments.coupling, arguments.data)
+        known = {} if self.folder is None else identity.ingredients(arguments)
         self.identity = identity.Identity(self.config, arguments.recipe, known, self.loss)
         tried = None if self.sharded else self.model
         self.memory = FullMemory(tried, self.loss, self.precision, exchanged=processes.count > 1)
+
+    def _describe(self, before: nn.Module) -> None:
+        """Note names and scale of the data; a student of pairs, which are in the units of its teacher, keeps those."""
+        told, keep = self.arguments, self.loss.learns_from_pairs
+        classes = told.classes or (getattr(before, "classes", None) if keep else None)
+        scale = told.standardizer or (getattr(before, "standardizer", None) if keep else None)
+        for network in (self.model, self.ema.model):
+            describe_data(network, classes, scale)
 
     def restore(self) -> None:
         """Resume from the newest checkpoint; then create everything whose memory layout depends on the parameters."""
         config, folder = self.config, self.folder
         stored = identity.restore(self.arguments, self.identity, self.model, self.ema)
         if stored is None and (init := self.arguments.init) is not None:
-            start_from(self.model, init, self.arguments.strict)
+            self._describe(start_from(self.model, init, self.arguments.strict))
             self.ema.model.load_state_dict(self.model.state_dict())
         self.step = self.first = 0 if stored is None else stored.step
         with self.processes.together(folder):
@@ -331,7 +335,7 @@ class Run:
     def _save(self) -> None:
         """Check the parameters and write a checkpoint; in a sharded run every process contributes its shards."""
         check_parameters(self.live, self.step, self.folder, self.processes if self.sharded else None)
-        main, scale = self.processes.main, self.arguments.standardizer
+        main, scale = self.processes.main, said_by(self.model, "standardizer")
         if self.folder is not None and (self.sharded or main):
             tensors = {
                 "weights": sharding.whole(self.live.state_dict(), main),
@@ -342,7 +346,7 @@ class Run:
                 stored = checkpoints.Checkpoint(
                     step=self.step, config=self.config.as_dict(), model=models.describe(self.model),
                     recipe=self.arguments.recipe, ingredients=self.identity.ingredients, loss=self.loss.describe(),
-                    trained_on=trained_on(self.model), classes=self.arguments.classes,
+                    trained_on=trained_on(self.model), classes=said_by(self.model, "classes"),
                     standardizer=None if scale is None else scale.as_dict(), **tensors,
                 )  # fmt: skip
                 checkpoints.save(self.folder / "checkpoints", stored)
@@ -374,19 +378,6 @@ class Run:
             self.model.to(self.device).train()
         losses = self.losses[: max(0, self.step - self.first)].cpu()
         return TrainResult(self.averaged(), self.model, max(self.step, self.first), losses, seconds, self.written)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    if not ONE_THREAD.acquire(blocking=False):
-        raise RuntimeError(
-            "fit: another thread of this process is training, and both would draw from the same random number "
-            "generators; train in separate processes"
-        )
-    try:
-        yield
-    finally:
-        ONE_THREAD.release()
 
 
 def _channels_last(model: nn.Module, config: TrainConfig) -> bool:

@@ -35,6 +35,7 @@ class CompleteLoss:
         self.loss = loss
         self.one_call = bool(getattr(loss, "one_call", True))
         self.trains_velocity = bool(getattr(loss, "trains_velocity", True))
+        self.learns_from_pairs = bool(getattr(loss, "learns_from_pairs", False))
         self.condition_dropout = getattr(loss, "condition_dropout", None)
 
     def __call__(self, model: Any, batch: Any) -> Tensor:

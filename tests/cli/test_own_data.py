@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -131,8 +132,10 @@ def test_a_folder_becomes_a_run_samples_scores_and_a_student(here: Path, capsys:
     assert "7 images in made, 7 of them new" in said(capsys, *pngs)
     before = {file.name: file.read_bytes() for file in (here / "made").iterdir()}
     (here / "made" / "000004.png").unlink()
-    assert "7 images in made, 3 of them new" in said(capsys, *pngs)
-    assert before == {file.name: file.read_bytes() for file in (here / "made").iterdir()} and len(before) == 7
+    assert "7 images in made, 1 of them new" in said(capsys, *pngs)
+    assert before == {file.name: file.read_bytes() for file in (here / "made").iterdir()}
+    assert len(list((here / "made").glob("*.png"))) == 7
+    assert "made with other settings (seed was 0, is 5)" in said(capsys, *pngs, "--seed", "5", status=2)
     assert Image.open(here / "made" / "000000.png").size == (8, 8)
 
     scores = json.loads(said(capsys, "score", run, "--data", "moved", *FEW))
@@ -146,6 +149,71 @@ def test_a_folder_becomes_a_run_samples_scores_and_a_student(here: Path, capsys:
     ):
         said(capsys, *command)
     assert "1 evaluations" in said(capsys, "sample", "student", "--n", "1", "--solver", "euler:steps=1")
+
+
+def test_classes_are_drawn_as_often_as_they_are(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, n in (("few", 10), ("many", 30)):
+        draw(here / "images" / name, n=n)
+    said(capsys, "train", "--data", "images", "--size", "8", *SHORT)
+    said(capsys, "sample", "runs/images", "--n", "40", "--out", "made", *FEW)
+    assert data.ImageShards("made").labels.bincount().tolist() == [10, 30]
+    said(capsys, "pairs", "runs/images", "--n", "20", "--out", "pairs", *FEW)
+    quick = ["train.steps=2", "train.batch_size=4"]
+    said(capsys, "distill", "runs/images", "--pairs", "pairs", "--out", "student", *quick)
+    assert load("student").classes == ["few", "many"]
+    assert "1 samples" in said(capsys, "sample", "student", "--labels", "many", "--n", "1", *FEW)
+
+
+def test_data_that_changed_go_on_when_it_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(here / "images", n=6)
+    words = ["train", "--data", "images", "--size", "8", *SHORT]
+    said(capsys, *words)
+    (here / "images" / "0.png").unlink()
+    again = ["train", "runs/images", "train.steps=3"]
+    assert "data was '6 images" in said(capsys, *again, status=2)
+    assert "3 steps" in said(capsys, *again, "--extend", "data")
+
+
+def test_a_table_s_student_keeps_its_units(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(here / "mine.npz", x1=np.random.default_rng(0).normal(size=(50, 2)) * [20.0, 0.1] + [300.0, -5.0])
+    quick = ["train.steps=2", "train.batch_size=8", "train.device=cpu"]
+    said(capsys, "train", "--data", "mine.npz", *quick)
+    said(capsys, "pairs", "runs/mine", "--n", "16", "--out", "pairs", *FEW)
+    for steps in ("2", "3"):  # and after a resume
+        said(capsys, "distill", "runs/mine", "--pairs", "pairs", "--out", "student", "train.schedule=constant",
+             f"train.steps={steps}", "train.batch_size=8", "train.compile=false")  # fmt: skip
+        assert load("student").standardizer == load("runs/mine").standardizer is not None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"y": np.array([-1, 1] * 10)}, "expected labels y from 0 to 1, without gaps; got -1, 1"),
+        ({"y": np.array([1, 2] * 10)}, "expected labels y from 0 to 1, without gaps; got 1, 2"),
+        ({"y": np.linspace(0, 1, 20)}, r"expected vectors y of shape (N, C); got shape (N,): store y[:, None]"),
+        ({"x1": np.zeros((20, 8, 8, 3))}, "channels first; got shape (20, 8, 8, 3)"),
+    ],
+)
+def test_arrays_that_would_be_misread_are_refused(arrays: Any, message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", **{"x1": np.zeros((20, 2)), **arrays})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        recipes.own_data(tmp_path / "mine.npz")
+
+
+def test_home_is_understood_by_every_option(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    assert cli.main(["sample", "digits", "--n", "1", "--out", "~/a.png", *FEW]) == 0
+    assert (here / "a.png").is_file() and not (here / "~").exists()
+
+
+def test_a_training_goes_on_when_its_reader_has_seen_enough(here: Path) -> None:
+    draw(here / "images", n=4)
+    words = ["train", "--data", "images", "--size", "8", *SHORT, "train.steps=20", "train.log_every=1"]
+    code = f"from flowbook.cli import main; raise SystemExit(main({words!r}))"
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert run.stdout is not None
+    run.stdout.close()
+    assert run.wait(120) == 0 and load("runs/images") is not None
 
 
 def test_scores_of_features(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,7 +310,7 @@ def test_warnings_are_notes_of_one_line(here: Path, capsys: pytest.CaptureFixtur
         first = capsys.readouterr().err.splitlines()
         assert cli.main(words) == 0
         again = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("flowbook train: note: root: 1 files in") for line in first)
+    assert any(line.startswith("flowbook train: note: root: 1 entries of") for line in first)
     assert any("nothing is left to train" in line and line.startswith("flowbook train: note: ") for line in again)
     assert not any("warnings.warn" in line or ".py:" in line for line in first + again)
 

@@ -118,7 +118,7 @@ def test_what_is_no_image_is_left_out_with_a_note(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     for name in ("notes.txt", "more.txt", "Thumbs.db", "LICENSE"):
         (tmp_path / name).write_text("text")
-    with pytest.warns(UserWarning, match=r"root: 4 files in .* are no images and are left out \(2 \.txt, "):
+    with pytest.warns(UserWarning, match=r"root: 4 entries of .* are no images and are left out \(2 \.txt, "):
         assert len(data.image_folder(tmp_path, 8)) == 1
 
 
@@ -127,7 +127,9 @@ def test_what_cannot_be_read_is_named_and_skipped_only_when_asked(tmp_path: Path
         noise = np.random.default_rng(k).integers(0, 255, (256, 256, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{k}.jpg")
     (tmp_path / "empty.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"root: 1 of 4 files cannot be read: .*empty\.png\. Remove them, or .*skip"):
+    with pytest.raises(
+        ValueError, match=r"root: 1 of 4 files cannot be read: .*empty\.png \(.*\)\. Remove them, or .*skip"
+    ):
         data.image_folder(tmp_path, 8)
     (tmp_path / "empty.png").unlink()
     whole = (tmp_path / "1.jpg").read_bytes()
@@ -135,7 +137,7 @@ def test_what_cannot_be_read_is_named_and_skipped_only_when_asked(tmp_path: Path
     images = data.image_folder(tmp_path, 8)  # the header is there
     with pytest.raises(ValueError, match=r"data: .*1\.jpg cannot be read: .*truncated"):
         images[1]
-    with pytest.warns(UserWarning, match=r"root: 1 of 3 files cannot be read: .*1\.jpg; they are left out"):
+    with pytest.warns(UserWarning, match=r"root: 1 of 3 files cannot be read: .*1\.jpg \(.*\); they are left out"):
         assert len(data.image_folder(tmp_path, 8, unreadable="skip")) == 2
     for k in (0, 2):
         (tmp_path / f"{k}.jpg").unlink()
@@ -232,3 +234,11 @@ def test_a_folder_that_moved_is_the_same_and_one_that_changed_is_not(animals: Pa
     picture(tmp_path / "elsewhere" / "ants" / "new.png")
     with pytest.raises(ValueError, match=r"data was '6 images .*', is '7 images .*extend=.'data'. goes on"):
         run(2, tmp_path / "elsewhere")
+
+
+def test_what_lies_deeper_and_broken_links_are_counted(tmp_path: Path) -> None:
+    picture(tmp_path / "cat" / "a.png")
+    picture(tmp_path / "cat" / "more" / "b.png")
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(UserWarning, match="2 entries of .* are left out .*(folders within classes|broken links)"):
+        assert len(data.image_folder(tmp_path, np.int64(8))) == 1

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
 from flowbook import data, invert, log_prob, round_trip, sample
 from flowbook.flow_matching import FlowMatching
-from flowbook.inversion import edit, interpolate
+from flowbook.inversion import denoise, edit, estimate_noise, interpolate
 from flowbook.models import MLP, export, read_exported
-from flowbook.reflow import Reflow, generate_pairs
+from flowbook.reflow import Reflow, distill, generate_pairs, rectify
 from flowbook.training import TrainConfig, fit, load
 
 CONFIG = TrainConfig(steps=2, batch_size=8)
@@ -77,6 +77,8 @@ PLAIN = [
 LABELED = [
     (X.numpy(), Y.numpy()),
     {"x1": X, "y": Y},
+    (X.tolist(), Y.tolist()),
+    (X.numpy(), Y.numpy().astype(np.uint16)),
     {"x1": X.numpy(), "y": Y.tolist()},
     (Table(a=X[:, 0], b=X[:, 1]), Y),
 ]
@@ -173,6 +175,13 @@ def test_two_sets_of_different_size_without_pairs() -> None:
         ),
         (DataLoader(TensorDataset(X), collate_fn=list), TypeError, "cannot use the loader's collate_fn"),
         ("mnist", TypeError, "data: expected a tensor"),
+        (np.ma.masked_array(X.numpy(), X.numpy() > 0), TypeError, "data: expected an array without a mask"),
+        ((X, ["a", "b"]), TypeError, r"data\[1\]: expected numbers, one for each sample; got a list with 'a'"),
+        (
+            DataLoader(TensorDataset(X), sampler=SubsetRandomSampler(range(5))),
+            TypeError,
+            "data: .* cannot use the loader's SubsetRandomSampler; give it a Dataset",
+        ),
     ],
 )
 def test_what_is_no_data_says_what_is(source: Any, error: type[Exception], message: str) -> None:
@@ -316,3 +325,51 @@ def test_empty_batches_stay_empty() -> None:
     assert round_trip(still, nothing, steps=1).error.shape == (0,)
     assert interpolate(still, nothing, nothing, 3, steps=1).x.shape[-1] == 2
     assert log_prob(still, nothing, steps=1).log_prob.shape == (0,)
+
+
+def test_whole_numbers_are_data_too() -> None:
+    table = torch.randint(-3, 4, (40, 2), generator=torch.Generator().manual_seed(0))
+    assert same(trained(table.numpy()), trained(table.float()))
+
+
+def test_held_out_data_come_into_the_units_of_the_training() -> None:
+    source, seen = data.standardized(LARGE), list[float]()
+    config = dataclasses.replace(CONFIG, validation_every=1, log_every=1)
+
+    def note(step: int, velocity: nn.Module, logs: dict[str, float]) -> None:
+        seen.append(logs["validation_loss"])
+
+    for held_out in (LARGE[:8], LARGE[:8].numpy(), data.Standardized(source.data[:8], source.standardizer)):
+        fit(MLP(2), FlowMatching(), source, config, validation=held_out, callbacks=[note])
+    assert max(seen) < 10
+    with pytest.raises(ValueError, match="validation: expected the units of the training data"):
+        fit(MLP(2), FlowMatching(), source, config, validation=data.standardized(LARGE[:8]))
+    with pytest.raises(TypeError, match=r"validation: expected x1 or \(x1, y\), as arrays"):
+        fit(MLP(2), FlowMatching(), source, config, validation=TensorDataset(LARGE))
+
+
+def test_a_run_is_not_resumed_on_data_of_other_units(tmp_path: Path) -> None:
+    whole = (64 * LARGE).round() / 64
+    given = data.standardized(whole)
+    fit(MLP(2), FlowMatching(), given, CONFIG, out=tmp_path, stop_after=1)
+    for other in (data.Standardized(given.data, data.Standardizer(2 * MEAN, STD)), given.data):
+        with pytest.raises(ValueError, match=r"SHA-256 of the data was .*extend=\['data'\]"):
+            fit(MLP(2), FlowMatching(), other, CONFIG, out=tmp_path)
+    assert fit(MLP(2), FlowMatching(), given.data, CONFIG, out=tmp_path, extend=["data"]).step == 2
+
+
+def test_students_keep_the_units_of_their_teacher(tmp_path: Path) -> None:
+    teacher = fit(MLP(2, hidden=8), FlowMatching(), data.standardized(LARGE), CONFIG).velocity
+    pairs = generate_pairs(teacher, (2,), 16, tmp_path, steps=1)
+    (flow,) = rectify(teacher, (2,), 1, CONFIG, n=16, steps=1)
+    for student in (distill(teacher, pairs, CONFIG), flow):
+        assert student.standardizer == teacher.standardizer is not None
+    for judge in (lambda: denoise(teacher, LARGE, noise_std=0.1), lambda: estimate_noise(teacher, LARGE)):
+        with pytest.raises(ValueError, match="velocity: expected one in the units of its data"):
+            judge()
+
+
+def test_two_folders_or_data_sets_without_pairs() -> None:
+    unpaired = data.Unpaired(TensorDataset(X[:7], Y[:7]), TensorDataset(X + 5))
+    x0, x1, _ = unpaired.sample(20, torch.Generator().manual_seed(0))
+    assert x0.shape == x1.shape == (20, 2) and float(x1.mean()) > 3
