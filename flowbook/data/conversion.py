@@ -88,7 +88,7 @@ def as_data(data: Any, dtype: torch.dtype | None = None, name: str = "data") -> 
         ends = len(parts) if len(parts) == 1 else max(1, len(parts) - 1)
         parts[:ends] = [_as_float(part) for part in parts[:ends]]
         return _cast(tuple(parts), dtype, name)
-    array = as_array(data, name)
+    array = data if isinstance(data, list) else as_array(data, name)  # a list may be one of anything
     if isinstance(array, Tensor):
         return _cast(_as_float(array) if array is not data else array, dtype, name)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and _has_dict_items(data):

@@ -127,9 +127,7 @@ def test_what_cannot_be_read_is_named_and_skipped_only_when_asked(tmp_path: Path
         noise = np.random.default_rng(k).integers(0, 255, (256, 256, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{k}.jpg")
     (tmp_path / "empty.png").write_bytes(b"")
-    with pytest.raises(
-        ValueError, match=r"root: 1 of 4 files cannot be read: .*empty\.png \(.*\)\. Remove them, or .*skip"
-    ):
+    with pytest.raises(ValueError, match=r"root: 1 of 4 files cannot be read: .*empty\.png \(.*\)\. Remove .*skip"):
         data.image_folder(tmp_path, 8)
     (tmp_path / "empty.png").unlink()
     whole = (tmp_path / "1.jpg").read_bytes()
@@ -241,4 +239,4 @@ def test_what_lies_deeper_and_broken_links_are_counted(tmp_path: Path) -> None:
     picture(tmp_path / "cat" / "more" / "b.png")
     (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.warns(UserWarning, match="2 entries of .* are left out .*(folders within classes|broken links)"):
-        assert len(data.image_folder(tmp_path, np.int64(8))) == 1
+        assert len(data.image_folder(tmp_path, int(np.int64(8)))) == 1
