@@ -176,6 +176,8 @@ def trained_on(velocity: Velocity | None) -> TrainedOn | None:
 
 def warn_untrained(velocity: Velocity, y: Condition, *, stacklevel: int) -> None:
     """Warn where a network is asked for what it has not learned: with a condition, or without one."""
+    if torch.compiler.is_compiling():
+        return
     known = trained_on(velocity)
     if known is None or (known.nothing if y is None else known.something):
         return

@@ -18,7 +18,17 @@ def origin(generator: torch.Generator | None) -> torch.device:
         >>> origin(torch.Generator())
         device(type='cpu')
     """
-    return torch.get_default_device() if generator is None else generator.device
+    return default_device() if generator is None else generator.device
+
+
+def default_device() -> torch.device:
+    """Where torch makes a tensor; ``torch.get_default_device`` of torch 2.6 fails once the default was taken back.
+
+    Example:
+        >>> default_device()
+        device(type='cpu')
+    """
+    return torch.empty(0).device
 
 
 def indices(below: int, n: int, generator: torch.Generator | None) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbook._core import validate
+from flowbook._core.draws import default_device
 from flowbook._core.times import working_dtype
 
 
@@ -37,7 +38,7 @@ class TimeEmbedding(nn.Module):
         if dim % 2:
             raise ValueError(f"dim: expected an even number; got {dim}")
         self._dim, self._scale = dim, scale
-        self.register_buffer("frequencies", self._table().to(torch.get_default_device()), persistent=False)
+        self.register_buffer("frequencies", self._table().to(default_device()), persistent=False)
 
     def _table(self) -> Tensor:
         exponents = torch.arange(self._dim // 2, dtype=torch.float64, device="cpu") / (self._dim // 2)

@@ -129,6 +129,8 @@ def test_a_listed_transformer_is_called_as_by_its_pipeline(name: str, derived: b
 def test_what_is_listed_is_what_the_pipelines_say() -> None:
     """In the pipelines' own source: a division by 1000, a time that is turned round, a negated output."""
     pipelines = Path(diffusers.__file__).parent / "pipelines"
+    if not (pipelines / "lumina2").is_dir():
+        pytest.skip("the diffusers installed has no Lumina 2 yet")
     flux, lumina, sd3 = (
         (pipelines / name).read_text(encoding="utf-8")
         for name in (
